@@ -41,16 +41,13 @@ class Server:
 
     def launch(self, files=None, **env):
         """Run app.py with at most `files` file descriptors, a (soft, hard) pair."""
+        command = [sys.executable, HERE / "app.py"]
+        if files:
+            limited = 'ulimit -Sn "$0" && ulimit -Hn "$1" && shift && exec "$@"'
+            command = ["sh", "-c", limited, *map(str, files), *command]
         with self.log.open("a") as log:
-            limit = f"ulimit -Hn {files[1]}; ulimit -Sn {files[0]};" if files else ""
             self.process = subprocess.Popen(
-                [
-                    "sh",
-                    "-c",
-                    f'{limit} exec "$0" "$1"',
-                    sys.executable,
-                    HERE / "app.py",
-                ],
+                command,
                 cwd=self.folder,
                 env={**os.environ, "PORT": str(self.port), **env},
                 stdout=subprocess.PIPE,
@@ -83,7 +80,8 @@ class Server:
             return db.execute(sql, values).fetchall()
 
     def texts(self):
-        return [text for (text,) in self.query("SELECT content FROM messages")]
+        rows = self.query("SELECT content FROM messages ORDER BY id")
+        return [text for (text,) in rows]
 
     def fill(self, count):
         """Store a history of `count` messages, with the ids 1 to `count`."""
@@ -253,6 +251,14 @@ def test_a_database_of_the_nodejs_server_goes_on(server, join):
     assert server.texts() == ["from Node.js", "from Python"]
 
 
+def test_an_id_is_never_used_again(server, join):
+    client = join()
+    send(client, "one", "a-0")
+    server.query("DELETE FROM messages")
+    send(client, "two", "a-1")
+    assert shown(client, 2) == [["one", 1], ["two", 2]]
+
+
 # Buffered events
 
 
@@ -387,16 +393,38 @@ def test_the_replay_comes_after_connect(server, packets):
 def test_newcomers_see_each_message_once_and_in_order_while_others_write(
     server, packets
 ):
-    server.fill(500)
-    writer, last = packets({"serverOffset": 500}), 2500
-    for i in range(500, last):
-        writer.send(f'42["{EVENT}","live","w-{i}"]')
-    newcomers = [packets() for _ in range(10)]
-    assert server.query("SELECT max(id) FROM messages") < [(last,)]
+    server.fill(300)
+    writing = threading.Event()
+    writing.set()
+
+    def write(ws, name):
+        count = 0
+        while writing.is_set():
+            ws.send(f'421["{EVENT}","live","{name}-{count}"]')
+            count += 1
+            while not ws.recv().startswith("431"):
+                pass
+
+    writers = [
+        threading.Thread(target=write, args=(packets({"serverOffset": 300}), name))
+        for name in "abcd"
+    ]
+    for writer in writers:
+        writer.start()
+    newcomers = []
+    for _ in range(60):
+        newcomers.append(packets())
+        assert newcomers[-1].recv().startswith("40")
+    goal = len(server.texts()) + 100
+    until(lambda: len(server.texts()) > goal)
+    writing.clear()
+    for writer in writers:
+        writer.join()
+    stored = [
+        row_id for (row_id,) in server.query("SELECT id FROM messages ORDER BY id")
+    ]
     for newcomer in newcomers:
-        assert newcomer.recv().startswith("40")
-        ids = [json.loads(newcomer.recv()[2:])[2] for _ in range(last)]
-        assert ids == list(range(1, last + 1))
+        assert [json.loads(newcomer.recv()[2:])[2] for _ in stored] == stored
 
 
 def write_through_two_kills(server, join):
@@ -565,6 +593,22 @@ def test_the_soft_limit_of_file_descriptors_is_raised_to_the_hard_one(server, id
     assert get(server).status == 200
 
 
+@pytest.mark.parametrize(
+    "system",
+    [
+        # as on Windows
+        "raise ImportError",
+        # as on macOS
+        "RLIMIT_NOFILE = 7; getrlimit = lambda _: (256, 2**63 - 1); setrlimit = lambda *_: int('x')",
+    ],
+)
+def test_it_starts_where_the_limit_cannot_be_raised(server, system):
+    server.stop()
+    (server.folder / "resource.py").write_text(system)
+    server.start(PYTHONPATH=str(server.folder))
+    assert get(server).status == 200
+
+
 def test_when_file_descriptors_run_out_newcomers_wait(server, idle, join):
     server.stop()
     server.start(files=(64, 64))
@@ -650,10 +694,10 @@ def test_a_start_at_an_address_that_cannot_be_had_says_why(tmp_path, env):
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_second_server_on_the_same_port_says_that_it_is_taken(server, tmp_path):
-    folder = tmp_path / "second"
-    folder.mkdir()
-    second = Server(folder).launch(PORT=str(server.port))
+def test_a_second_server_on_the_same_port_says_that_it_is_taken(server):
+    server.stop()
+    server.start()  # now at a port that was asked for by number
+    second = Server(server.folder).launch(PORT=str(server.port))
     assert "Address already in use" in refusal(second)
     assert "Traceback" not in second.log.read_text()
 
@@ -670,10 +714,11 @@ def test_a_start_without_a_usable_database_says_why(tmp_path):
 
 
 def test_only_this_machine_can_connect_unless_host_says_otherwise(server):
-    with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.2", server.port), WAIT)
-    server.stop()
-    server.start(HOST="0.0.0.0")
+    for host in "", "0.0.0.0":
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", server.port), WAIT)
+        server.stop()
+        server.start(HOST=host)
     socket.create_connection(("127.0.0.2", server.port), WAIT).close()
 
 
@@ -828,6 +873,23 @@ def test_what_the_client_gave_up_can_be_sent_again_and_is_stored_once(server, ta
     expect_outbox(page)
     expect_messages(page, "hello", "after")
     assert server.texts() == ["hello", "after"]
+
+
+def test_the_status_tells_how_the_link_is_and_the_button_changes_it(server, tab):
+    page = tab()
+    status, button = page.locator("#status"), page.locator("#toggle")
+    expect(status).to_have_text("connected")
+    expect(button).to_have_text("Disconnect")
+    server.stop()
+    expect(status).to_have_text("reconnecting")
+    expect(button).to_have_text("Disconnect")
+    button.click()
+    expect(status).to_have_text("disconnected")
+    expect(button).to_have_text("Connect")
+    server.start()
+    button.click()
+    expect(status).to_have_text("connected")
+    expect(button).to_have_text("Disconnect")
 
 
 def test_an_error_answer_is_shown(server, tab):

@@ -151,7 +151,7 @@ def most_connections():
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # the database, the listening socket and the like need some, too
-    return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 32)
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 32
 
 
 if __name__ == "__main__":

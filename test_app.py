@@ -49,7 +49,7 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env={**os.environ, "PORT": str(self.port), **env},
+                env=os.environ | {"PORT": str(self.port), "PYTHONUNBUFFERED": ""} | env,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -222,6 +222,11 @@ def test_the_page_is_served_from_beside_app_py(server):
     with get(server) as response:
         assert response.headers["Content-Type"] == "text/html"
         assert response.read() == (HERE / "index.html").read_bytes()
+
+
+def test_requests_are_not_logged(server):
+    get(server).close()
+    assert "GET /" not in server.log.read_text()
 
 
 def test_a_message_is_stored_then_broadcast_then_acknowledged(server, packets):
@@ -896,7 +901,7 @@ def test_an_error_answer_is_shown(server, tab):
     page = tab()
     page.evaluate("input.value = '\\ud800'")
     page.press("#input", "Enter")
-    expect(page.locator(".undelivered")).to_contain_text("Not delivered: expected two")
+    expect(page.get_by_role("alert")).to_contain_text("Not delivered: expected two")
     assert server.texts() == []
 
 

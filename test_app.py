@@ -578,6 +578,17 @@ def idle(server):
         yield idle
 
 
+def test_the_garbage_collector_leaves_the_modules_alone(tmp_path):
+    serving = "eventlet.wsgi.server = lambda *_, **__: print(gc.get_freeze_count())"
+    run = f"runpy.run_path({str(HERE / 'app.py')!r}, run_name='__main__')"
+    output = subprocess.check_output(
+        [sys.executable, "-c", f"import eventlet.wsgi, gc, runpy; {serving}; {run}"],
+        cwd=tmp_path,
+        env=os.environ | {"PORT": "0"},
+    )
+    assert int(output.split()[-1]) > 10_000
+
+
 def test_all_may_come_back_at_once(server, idle):
     server.process.send_signal(signal.SIGSTOP)
     idle(100)

@@ -156,7 +156,7 @@ def most_connections():
 
 
 if __name__ == "__main__":
-    # Unlike the page: Ctrl-C would wait for open requests, up to 45 s for a long poll.
+    # Unlike the page: Ctrl-C would wait for open requests, a long poll among them for 25 s.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Unlike the page: the whole network could read and write, by default.
     host = os.environ.get("HOST") or "127.0.0.1"

@@ -38,7 +38,7 @@ except sqlite3.Error as e:
 # Unlike the page: all that one client sends at once would come before anyone else's next message.
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(__file__)
-io = socketio.WSGIApp(
+wsgi_app = socketio.WSGIApp(
     sio,
     static_files={
         "/": f"{here}/index.html",
@@ -51,7 +51,7 @@ def app(environ, start_response):
     """Serve index.html, the client's file and Socket.IO: a WSGI application."""
     # Unlike the page: eventlet would compress each small message anew for each client.
     environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
-    return io(environ, start_response)
+    return wsgi_app(environ, start_response)
 
 
 def is_text(value, most):

@@ -891,11 +891,17 @@ def test_the_status_tells_how_the_link_is_and_the_button_changes_it(server, tab)
     expect(button).to_have_text("Disconnect")
 
 
+def test_before_the_first_connection_the_status_says_reconnecting(tab):
+    page = tab(lambda page: page.route_web_socket(re.compile("ws:"), lambda ws: None))
+    expect(page.locator("#status")).to_have_text("reconnecting")
+
+
 def test_an_error_answer_is_shown(server, tab):
     page = tab()
     page.evaluate("input.value = '\\ud800'")
     page.press("#input", "Enter")
     expect(page.get_by_role("alert")).to_contain_text("Not delivered: expected two")
+    expect(page.locator(".undelivered")).to_have_count(1)
     assert server.texts() == []
 
 

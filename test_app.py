@@ -16,6 +16,7 @@ import time
 import urllib.request
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import socketio
@@ -93,8 +94,14 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path):
-    server = Server(tmp_path)
+def folder():
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def server(folder):
+    server = Server(folder)
     server.start()
     yield server
     server.stop()
@@ -576,12 +583,12 @@ def idle(server):
         yield idle
 
 
-def test_the_garbage_collector_leaves_the_modules_alone(tmp_path):
+def test_the_garbage_collector_leaves_the_modules_alone(folder):
     serving = "eventlet.wsgi.server = lambda *_, **__: print(gc.get_freeze_count())"
     run = f"runpy.run_path({str(HERE / 'app.py')!r}, run_name='__main__')"
     output = subprocess.check_output(
         [sys.executable, "-c", f"import eventlet.wsgi, gc, runpy; {serving}; {run}"],
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ | {"PORT": "0"},
     )
     assert int(output.split()[-1]) > 10_000
@@ -704,8 +711,8 @@ def refusal(server):
         {"HOST": "no.such.host.invalid"},
     ],
 )
-def test_a_start_at_an_address_that_cannot_be_had_says_why(tmp_path, env):
-    server = Server(tmp_path).launch(**env)
+def test_a_start_at_an_address_that_cannot_be_had_says_why(folder, env):
+    server = Server(folder).launch(**env)
     assert refusal(server).startswith("cannot listen on ")
     assert "Traceback" not in server.log.read_text()
 
@@ -718,12 +725,12 @@ def test_a_second_server_on_the_same_port_says_that_it_is_taken(server):
     assert "Traceback" not in second.log.read_text()
 
 
-def test_a_start_without_a_usable_database_says_why(tmp_path):
-    (tmp_path / "chat.db").write_text("this is not a database, but some other file")
-    server = Server(tmp_path).launch()
+def test_a_start_without_a_usable_database_says_why(folder):
+    (folder / "chat.db").write_text("this is not a database, but some other file")
+    server = Server(folder).launch()
     assert refusal(server).startswith("cannot use chat.db: file is not a database")
-    (tmp_path / "chat.db").unlink()
-    (tmp_path / "chat.db").mkdir()
+    (folder / "chat.db").unlink()
+    (folder / "chat.db").mkdir()
     server.launch()
     assert refusal(server).startswith("cannot use chat.db: unable to open")
     assert "Traceback" not in server.log.read_text()
@@ -960,7 +967,7 @@ def test_a_reader_who_scrolled_up_is_left_alone(server, join, tab):
 
 
 def test_a_narrow_page_does_not_scroll_sideways(server, tab):
-    page = tab(viewport={"width": 360, "height": 640})
+    page = tab(viewport={"width": 360, "height": 640}, is_mobile=True)
     write(page, "long" * 100)
     expect_messages(page, "long" * 100)
     server.stop()

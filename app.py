@@ -70,7 +70,7 @@ def chat_message(sid, msg=None, client_offset=None, *more):
     Returns the ack: None, the page's `callback()`, or {"error": str}, which no retry helps.
     Raises sqlite3.Error if the message cannot be stored: no ack, so the client retries.
     """
-    # Unlike the page: what can never be stored would be tried again and again, or stored as it is not.
+    # Unlike the page: what can never be stored would be tried again and again, or stored as something else.
     if more or not is_text(msg, 10_000) or not is_text(client_offset, 100):
         return {
             "error": "expected two texts: a message of 1 to 10,000 characters "

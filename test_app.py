@@ -73,7 +73,7 @@ class Server:
     def database(self):
         """Another connection to the server's database, closed at the end of a `with`."""
         return closing(
-            sqlite3.connect(self.folder / "chat.db", WAIT, isolation_level=None)
+            sqlite3.connect(self.folder / "chat.db", timeout=WAIT, isolation_level=None)
         )
 
     def query(self, sql, *values):

@@ -505,6 +505,21 @@ def test_a_reload_shows_everything_once(tab):
     expect_messages(page, "one", "two", "three")
 
 
+def output_with(replacement, folder, **env):
+    """Return what app.py prints when a part of eventlet is replaced."""
+    run = f"runpy.run_path({str(HERE / 'app.py')!r}, run_name='__main__')"
+    return subprocess.check_output(
+        [
+            sys.executable,
+            "-c",
+            f"import eventlet.wsgi, gc, runpy; {replacement}; {run}",
+        ],
+        cwd=folder,
+        env=os.environ | env,
+        text=True,
+    )
+
+
 # It holds: load
 
 
@@ -584,14 +599,8 @@ def idle(server):
 
 
 def test_the_garbage_collector_leaves_the_modules_alone(folder):
-    serving = "eventlet.wsgi.server = lambda *_, **__: print(gc.get_freeze_count())"
-    run = f"runpy.run_path({str(HERE / 'app.py')!r}, run_name='__main__')"
-    output = subprocess.check_output(
-        [sys.executable, "-c", f"import eventlet.wsgi, gc, runpy; {serving}; {run}"],
-        cwd=folder,
-        env=os.environ | {"PORT": "0"},
-    )
-    assert int(output.split()[-1]) > 10_000
+    serve = "eventlet.wsgi.server = lambda *_, **__: print(gc.get_freeze_count())"
+    assert int(output_with(serve, folder, PORT="0").split()[-1]) > 10_000
 
 
 def test_all_may_come_back_at_once(server, idle):
@@ -743,6 +752,11 @@ def test_only_this_machine_can_connect_unless_host_says_otherwise(server):
         server.stop()
         server.start(HOST=host)
     socket.create_connection(("127.0.0.2", server.port), WAIT).close()
+
+
+def test_the_default_address_is_port_3000_of_this_machine(folder):
+    listen = "eventlet.listen = lambda address, **_: exit(print(address))"
+    assert "('127.0.0.1', 3000)" in output_with(listen, folder, HOST="", PORT="")
 
 
 # It holds: bad input
@@ -1003,6 +1017,7 @@ def test_the_keyboard_is_enough(tab):
 
 def test_the_input_takes_no_more_than_the_server_does(tab):
     page = tab()
+    expect(page.locator("#input")).to_be_focused()
     page.keyboard.insert_text("x" * 10_001)
     page.keyboard.press("Enter")
     expect_messages(page, "x" * 10_000)

@@ -102,6 +102,9 @@ def connect(sid, environ, auth):
     is the last id that the client has seen.
     Raises ConnectionRefusedError for anything else: the client gets CONNECT_ERROR.
     """
+    # Unlike the page: an event that a client names "connect" comes here too, for a second replay.
+    if environ is not sio.get_environ(sid):
+        return
     auth = auth or {}
     server_offset = auth.get("serverOffset") if isinstance(auth, dict) else -1
     if server_offset is None:

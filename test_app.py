@@ -400,6 +400,17 @@ def test_the_replay_comes_after_connect(server, packets):
     assert [ws.recv()[:3] for _ in range(4)] == ["40{", "42[", "42[", "42["]
 
 
+def test_an_event_named_connect_does_not_replay_again(server, packets):
+    server.fill(1)
+    ws = packets()
+    ws.send('421["connect",{},{"serverOffset":0}]')
+    ws.send(f'422["{EVENT}","hello","a-0"]')
+    answers = [ws.recv()[:3] for _ in range(5)]
+    assert sorted(answers) == ["40{", "42[", "42[", "431", "432"]
+    ws.send(f'423["{EVENT}","hello","a-0"]')
+    assert ws.recv() == "433[]"
+
+
 def test_newcomers_see_each_message_once_and_in_order_while_others_write(
     server, packets
 ):
@@ -797,7 +808,7 @@ def test_a_message_that_could_never_be_stored_is_answered_with_an_error(server, 
 def test_nonsense_does_not_disturb_an_honest_client(server, packets, join):
     client = join()
     too_much = f'42["{EVENT}","{"x" * 1_000_000}","a-0"]'
-    unknown = '42["nope"]', '421["nope",1]', "40/nope,"
+    unknown = '42["nope"]', '421["nope",1]', "40/nope,", '42["connect",{},"x"]'
     broken = "x", "9", "4", "42", "42[", "42{}", "42[]", "42[null]", "43", "44", "451-"
     for nonsense in (too_much, *unknown, *broken):
         ws = packets()

@@ -1,9 +1,10 @@
-"""The guarantees of step 8, against a real `python app.py` and the page in a real Chromium."""
+"""What step 8 promises, tried on a real `python app.py` and its page in a real Chromium."""
 
 import json
 import os
+import random
 import re
-import resource
+import select
 import shutil
 import signal
 import socket
@@ -22,12 +23,12 @@ import pytest
 import socketio
 import websocket
 from playwright.sync_api import Error, expect, sync_playwright
-from socketio.exceptions import SocketIOError, TimeoutError
+from socketio.exceptions import TimeoutError
 
 HERE = Path(__file__).parent
-CLIENT_FILE = HERE / "socket.io.min.js"
+CLIENT = HERE / "node_modules/socket.io-client/dist/socket.io.min.js"
+CDN = "https://cdn.socket.io/4.8.3/socket.io.min.js"
 EVENT = "sohbet mesajı"
-CDN = "https://cdn.socket.io/**"
 WAIT = 30  # seconds, until what must happen counts as not happening
 expect.set_options(timeout=WAIT * 1000)
 
@@ -35,35 +36,25 @@ expect.set_options(timeout=WAIT * 1000)
 class Server:
     """`python app.py` in a folder of its own; started again, it keeps its port."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, port=0):
+        self.folder, self.port = folder, port
         self.log = folder / "log"
-        self.port = 0
 
-    def launch(self, files=None, **env):
-        """Run app.py with at most `files` file descriptors, a (soft, hard) pair."""
+    def start(self, files=None, **env):
+        """Return when it says where it runs, with at most `files` file descriptors."""
         command = [sys.executable, HERE / "app.py"]
         if files:
-            limited = 'ulimit -Sn "$0" && ulimit -Hn "$1" && shift && exec "$@"'
-            command = ["sh", "-c", limited, *map(str, files), *command]
+            command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
+        env = os.environ | {"PORT": str(self.port), "PYTHONUNBUFFERED": ""} | env
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=os.environ | {"PORT": str(self.port), "PYTHONUNBUFFERED": ""} | env,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
+                command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=log
             )
+        line = self.process.stdout.readline().decode()
+        running = re.fullmatch(r"server running at (http://.+:(\d+))\n", line)
+        assert running, self.stop() or self.log.read_text()
+        self.url, self.port = running[1], int(running[2])
         return self
-
-    def start(self, **options):
-        """Return when the server says that it is running."""
-        line = self.launch(**options).process.stdout.readline()
-        running = re.fullmatch(r"server running at http://localhost:(\d+)\n", line)
-        assert running, self.log.read_text()
-        self.port = int(running[1])
-        self.url = f"http://localhost:{self.port}"
 
     def stop(self):
         self.process.kill()
@@ -72,9 +63,8 @@ class Server:
 
     def database(self):
         """Another connection to the server's database, closed at the end of a `with`."""
-        return closing(
-            sqlite3.connect(self.folder / "chat.db", timeout=WAIT, isolation_level=None)
-        )
+        path = self.folder / "chat.db"
+        return closing(sqlite3.connect(path, timeout=WAIT, isolation_level=None))
 
     def query(self, sql, *values):
         with self.database() as db:
@@ -92,32 +82,44 @@ class Server:
             count,
         )
 
+    def connection(self):
+        return socket.create_connection(("localhost", self.port), WAIT)
+
+    def crowd(self, count):
+        """Open connections that say nothing, closed at the end of a `with`."""
+        with ExitStack() as stack:
+            for _ in range(count):
+                stack.enter_context(self.connection())
+            return stack.pop_all()
+
 
 @pytest.fixture
-def folder():
+def server():
     with TemporaryDirectory() as folder:
-        yield Path(folder)
+        server = Server(Path(folder)).start()
+        yield server
+        server.stop()
 
 
-@pytest.fixture
-def server(folder):
-    server = Server(folder)
-    server.start()
-    yield server
-    server.stop()
+@pytest.fixture(scope="session", autouse=True)
+def crowded():
+    """A server that has been full of silent connections since the tests began."""
+    with TemporaryDirectory() as folder:
+        server = Server(Path(folder)).start(files=64)
+        with server.crowd(40):
+            yield server
+        server.stop()
 
 
 @pytest.fixture
 def join(server):
-    """A function that connects a Socket.IO client, with the given auth."""
+    """A function that connects a Python client, with the given auth."""
     with ExitStack() as stack:
 
-        def join(auth=None):
-            client = socketio.SimpleClient(reconnection_delay=0.1)
+        def join(auth=None, transports=("websocket",)):
+            client = socketio.SimpleClient()
             stack.callback(lambda: client.client and client.client.shutdown())
-            client.connect(
-                server.url, auth=auth, transports=["websocket"], wait_timeout=WAIT
-            )
+            client.connect(server.url, auth=auth, transports=transports)
             return client
 
         yield join
@@ -130,9 +132,8 @@ def packets(server):
 
         def packets(auth="", **options):
             url = f"ws://localhost:{server.port}/socket.io/?EIO=4&transport=websocket"
-            ws = stack.enter_context(
-                closing(websocket.create_connection(url, WAIT, **options))
-            )
+            ws = websocket.create_connection(url, WAIT, **options)
+            stack.enter_context(closing(ws))
             assert ws.recv().startswith("0{")
             ws.send("40" + (auth and json.dumps(auth)))
             return ws
@@ -141,41 +142,39 @@ def packets(server):
 
 
 def unavailable(reason):
-    """Skip a test of the page; where nothing may be skipped, fail it."""
+    """Skip the tests of the page; where nothing may be skipped, fail them."""
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="session")
 def browser():
+    """Playwright's own Chromium, or the system's."""
     system = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
     with sync_playwright() as playwright:
+        for path in None, *filter(None, system):
+            with suppress(Error):
+                browser = playwright.chromium.launch(executable_path=path)
+                break
+        else:
+            unavailable("no Chromium: install it, or run .venv/bin/playwright install")
         try:
-            browser = playwright.chromium.launch(
-                executable_path=next(filter(None, system), None)
-            )
-        except Error:
-            unavailable("no Chromium: `.venv/bin/playwright install chromium` gets one")
+            CLIENT.exists() or urllib.request.urlopen(CDN, timeout=5).close()
+        except OSError:
+            unavailable("no Socket.IO client: install npm, or go online")
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def tab(server, browser):
-    """A function that opens the page in a browser of its own, prepared as asked for."""
+    """A function that opens the page in a window of its own, prepared as asked for."""
     with ExitStack() as stack:
 
-        def tab(prepare=lambda page: None, **options):
+        def tab(prepare=lambda page: None, url=None, until="load", **options):
             page = stack.enter_context(browser.new_context(**options)).new_page()
             page.set_default_timeout(WAIT * 1000)
-            if CLIENT_FILE.exists():  # what the CDN serves, where it cannot be reached
-                page.route(
-                    CDN,
-                    lambda route: route.fulfill(
-                        path=CLIENT_FILE, headers={"Access-Control-Allow-Origin": "*"}
-                    ),
-                )
             prepare(page)
-            page.goto(server.url)
+            page.goto(url or server.url, wait_until=until)
             return page
 
         yield tab
@@ -208,137 +207,161 @@ def write(page, text):
     page.press("#input", "Enter")
 
 
+def press(page, name):
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def expect_status(page, text):
+    expect(page.locator("#status")).to_have_text(text)
+
+
 def expect_messages(page, *texts):
     expect(page.locator("#messages li")).to_have_text(texts)
+
+
+def expect_count(page, count):
+    expect(page.locator("#messages li")).to_have_count(count)
 
 
 def expect_outbox(page, *texts):
     expect(page.locator("#outbox li")).to_have_text(texts)
 
 
-def get(server, path="/"):
-    return urllib.request.urlopen(server.url + path, timeout=WAIT)
+def at_the_end(page):
+    """Whether the newest message is in sight, two frames from now."""
+    return page.evaluate("""async () => {
+        for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
+        return main.scrollTop + main.clientHeight >= main.scrollHeight - 1;
+    }""")
 
 
-# Client delivery
-
-
-def test_the_page_is_served_from_beside_app_py(server):
-    with get(server) as response:
-        assert response.headers["Content-Type"] == "text/html"
-        assert response.read() == (HERE / "index.html").read_bytes()
-
-
-def test_requests_are_not_logged(server):
-    get(server).close()
-    assert "GET /" not in server.log.read_text()
-
-
-def test_a_message_is_stored_then_broadcast_then_acknowledged(server, packets):
-    ws = packets()
-    ws.recv()
-    ws.send(f'421["{EVENT}","hello","a-0"]')
-    assert ws.recv() == f'42["{EVENT}","hello",1]'.replace("ı", "\\u0131")
-    assert server.query("SELECT * FROM messages") == [(1, "a-0", "hello")]
-    assert ws.recv() == "431[]"
-
-
-def test_a_database_of_the_nodejs_server_goes_on(server, join):
-    server.stop()
-    for file in server.folder.glob("chat.db*"):
-        file.unlink()
-    with server.database() as db:
-        db.execute(
-            "CREATE TABLE messages (id INTEGER PRIMARY KEY AUTOINCREMENT, "
-            "client_offset TEXT UNIQUE, content TEXT)"
-        )
-        db.execute("INSERT INTO messages VALUES (7, 'abc-0', 'from Node.js')")
-    server.start()
-    client = join()
-    send(client, "from Python", "abc-1")
-    send(client, "from Node.js", "abc-0")
-    assert shown(client, 2) == [["from Node.js", 7], ["from Python", 8]]
-    assert server.texts() == ["from Node.js", "from Python"]
-
-
-def test_an_id_is_never_used_again(server, join):
-    client = join()
-    send(client, "one", "a-0")
-    server.query("DELETE FROM messages")
-    send(client, "two", "a-1")
-    assert shown(client, 2) == [["one", 1], ["two", 2]]
-
-
-# Buffered events
-
-
-def test_what_is_written_while_disconnected_is_sent_on_reconnection(server, tab):
-    page = tab()
-    expect(page.locator("#status")).to_have_text("connected")
-    page.get_by_role("button", name="Disconnect", exact=True).click()
-    expect(page.locator("#status")).to_have_text("disconnected")
-    write(page, "<i>one</i>")
-    write(page, "two")
-    expect_outbox(page, "<i>one</i>", "two")
-    assert server.texts() == []
-    page.get_by_role("button", name="Connect", exact=True).click()
-    expect_messages(page, "<i>one</i>", "two")
-    expect_outbox(page)
-    assert server.texts() == ["<i>one</i>", "two"]
-
-
-# At least once
-
-
-def test_an_emit_repeated_until_its_ack_arrives_at_least_once(server, join):
-    client, tries = join(), 0
-    with server.database() as db:
-        db.execute("BEGIN IMMEDIATE")
-        while True:
-            try:
-                send(client, "hello", "a-0", timeout=0.5)
-                break
-            except TimeoutError:
-                tries += 1
-                if tries == 2:
-                    db.execute("ROLLBACK")
-    assert tries >= 2
-    assert server.texts() == ["hello"]
+def stopping_the_clock(page):
+    page.clock.install(time=0)
+    page.clock.pause_at(1000)
 
 
 def losing_acks(page):
-    """Lose what the server acknowledges to the page; return the list of its tries."""
+    """Lose what the server acknowledges to the page; page.tries gets what it sends."""
     page.tries, page.lossy = [], True
 
     def link(client):
         server = client.connect_to_server()
-
-        def to_server(packet):
-            page.tries.extend([packet] * packet.startswith("42"))
-            server.send(packet)
-
-        def to_client(packet):
-            if not (page.lossy and packet.startswith("43")):
-                client.send(packet)
-
-        client.on_message(to_server)
-        server.on_message(to_client)
+        tried = lambda data: data.startswith("42") and page.tries.append(data)
+        client.on_message(lambda data: tried(data) or server.send(data))
+        lost = lambda data: data.startswith("43") and page.lossy
+        server.on_message(lambda data: lost(data) or client.send(data))
 
     page.clock.install()
     page.route_web_socket("**/socket.io/**", link)
 
 
-def test_after_a_lost_ack_the_client_tries_again_and_is_stored_once(server, tab):
-    page = tab(losing_acks)
-    write(page, "hello")
-    expect_messages(page, "hello")
-    expect_outbox(page, "hello")
-    page.lossy = False
-    page.clock.fast_forward(10_000)
-    expect_outbox(page)
-    assert len(page.tries) == 2
-    expect_messages(page, "hello")
-    assert server.texts() == ["hello"]
+# The headline
+
+
+class Proxy:
+    """A TCP proxy before a server: cuts each link after 4 to 12 chunks from the client.
+
+    The last of them still reaches the server or not, by the same random numbers; in
+    both cases the client gets no answer to it. `cuts` counts the links cut so.
+    """
+
+    def __init__(self, server, seed):
+        self.server, self.random, self.cuts = server, random.Random(seed), 0
+        self.listener = socket.create_server(("localhost", 0))
+        self.url = f"http://localhost:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with suppress(OSError):  # the listener is closed at the end
+            while True:
+                link = self.listener.accept()[0], self.random.randint(4, 12)
+                threading.Thread(target=self.carry, args=link, daemon=True).start()
+
+    def carry(self, client, chunks):
+        with client, suppress(OSError):
+            server = socket.create_connection(("localhost", self.server.port))
+            with server:
+                while chunks:
+                    for end in select.select([client, server], [], [])[0]:
+                        data = end.recv(65536)
+                        if not data:
+                            return
+                        chunks -= end is client
+                        if chunks or self.random.random() < 0.7:
+                            (server if end is client else client).sendall(data)
+            self.cuts += 1
+
+
+def test_through_cuts_and_kills_pages_show_each_line_once_and_in_order(server, tab):
+    seed, written, pages = 8, [], []
+    server.fill(3000)
+    proxy = Proxy(server, seed)
+
+    def everyone_writes(count):
+        """Each page's form is submitted `count` times, faster than it gets acks."""
+        for page in pages * count:
+            written.append(f"line {len(written)}")
+            page.evaluate(
+                "l => { input.value = l; form.requestSubmit(); }", written[-1]
+            )
+
+    with closing(proxy.listener):
+        for _ in range(4):
+            pages.append(tab(url=proxy.url))
+            everyone_writes(8)
+        for _ in range(2):
+            server.stop()
+            everyone_writes(4)
+            server.start()
+            pages.append(tab(url=proxy.url))
+            everyone_writes(4)
+        for page in pages:
+            expect_outbox(page)
+        stored = server.texts()
+        assert sorted(stored[3000:]) == sorted(written), f"seed {seed}"
+        for page in pages:
+            expect(page.locator("#messages li").last).to_have_text(stored[-1])
+            shown = "[...messages.children].map(item => item.textContent)"
+            assert page.evaluate(shown) == stored, f"seed {seed}"
+    assert proxy.cuts > 10
+
+
+# Client delivery
+
+
+def test_a_message_is_stored_then_broadcast_with_a_new_id_then_acknowledged(
+    server, packets
+):
+    ws = packets()
+    ws.recv()
+    for id in 1, 2:  # an id is never used again
+        ws.send(f'42{id}["{EVENT}","hello","a-0"]')
+        assert ws.recv() == f'42["{EVENT}","hello",{id}]'.replace("ı", "\\u0131")
+        assert server.query("SELECT * FROM messages") == [(id, "a-0", "hello")]
+        assert ws.recv() == f"43{id}[]"
+        server.query("DELETE FROM messages")
+
+
+@pytest.mark.parametrize("transports", [None, ["polling"], ["websocket"]])
+def test_any_client_may_join_and_two_may_write_the_same_text(join, transports):
+    one, other = join(transports=transports), join(transports=transports)
+    assert send(one, "hello", "a-0") is None
+    assert send(other, "hello", "b-0") is None
+    assert shown(one, 2) == shown(other, 2) == [["hello", 1], ["hello", 2]]
+
+
+def test_a_chat_db_of_the_nodejs_server_goes_on(server, join):
+    server.query("DROP TABLE messages")
+    server.query(
+        "CREATE TABLE messages (id INTEGER PRIMARY KEY AUTOINCREMENT, "
+        "client_offset TEXT UNIQUE, content TEXT)"
+    )
+    server.query("INSERT INTO messages VALUES (7, 'abc-0', 'from Node.js')")
+    server.stop()
+    client = server.start() and join()
+    send(client, "from Node.js", "abc-0")
+    send(client, "from Python", "abc-1")
+    assert shown(client, 2) == [["from Node.js", 7], ["from Python", 8]]
 
 
 # Exactly once
@@ -354,14 +377,7 @@ def test_a_retry_is_stored_once_broadcast_once_and_acknowledged_twice(server, pa
     assert server.texts() == ["hello", "hello"]
 
 
-def test_two_clients_may_write_the_same_text(server, join):
-    one, other = join(), join()
-    assert send(one, "hello", "a-0") is None
-    assert send(other, "hello", "b-0") is None
-    assert shown(one, 2) == shown(other, 2) == [["hello", 1], ["hello", 2]]
-
-
-def test_any_other_constraint_is_not_taken_for_a_retry(server, join):
+def test_a_message_that_another_constraint_keeps_out_gets_no_ack(server, join):
     server.query(
         "CREATE TRIGGER no BEFORE INSERT ON messages WHEN NEW.content = 'no' "
         "BEGIN SELECT RAISE(ABORT, 'not this'); END"
@@ -373,25 +389,12 @@ def test_any_other_constraint_is_not_taken_for_a_retry(server, join):
     assert shown(client, 1) == [["yes", 1]]
 
 
-@pytest.mark.parametrize(
-    ("auth", "first"),
-    [
-        (None, 1),
-        ({}, 1),
-        ({"serverOffset": None}, 1),
-        ({"serverOffset": 0}, 1),
-        ({"serverOffset": 120}, 121),
-        ({"serverOffset": 250}, 251),
-        ({"serverOffset": 2**63 - 1}, 251),
-    ],
-)
-def test_a_client_gets_what_came_after_its_server_offset(server, join, auth, first):
+@pytest.mark.parametrize("offset", [None, 0, 120, 250, 2**63 - 1])
+def test_a_client_gets_what_came_after_its_server_offset(server, join, offset):
     server.fill(250)
-    client = join(auth)
+    client, first = join({"serverOffset": offset}), min(offset or 0, 250) + 1
     until(lambda: len(client.input_buffer) == 251 - first)
-    send(client, "new", "a-0")
-    ids = [server_offset for _, server_offset in shown(client, 252 - first)]
-    assert ids == list(range(first, 252))
+    assert [id for _, id in shown(client, 251 - first)] == list(range(first, 251))
 
 
 def test_the_replay_comes_after_connect(server, packets):
@@ -400,7 +403,7 @@ def test_the_replay_comes_after_connect(server, packets):
     assert [ws.recv()[:3] for _ in range(4)] == ["40{", "42[", "42[", "42["]
 
 
-def test_an_event_named_connect_does_not_replay_again(server, packets):
+def test_an_event_that_a_client_names_connect_does_not_replay_again(server, packets):
     server.fill(1)
     ws = packets()
     ws.send('421["connect",{},{"serverOffset":0}]')
@@ -411,135 +414,36 @@ def test_an_event_named_connect_does_not_replay_again(server, packets):
     assert ws.recv() == "433[]"
 
 
-def test_newcomers_see_each_message_once_and_in_order_while_others_write(
-    server, packets
-):
+def test_newcomers_in_a_flood_see_each_message_once_and_in_order(server, packets):
     server.fill(300)
-    writing = threading.Event()
-    writing.set()
-
-    def write(ws, name):
-        count = 0
-        while writing.is_set():
-            ws.send(f'421["{EVENT}","live","{name}-{count}"]')
-            count += 1
-            while not ws.recv().startswith("431"):
-                pass
-
-    writers = [
-        threading.Thread(target=write, args=(packets({"serverOffset": 300}), name))
-        for name in "abcd"
-    ]
-    for writer in writers:
-        writer.start()
-    newcomers = []
-    for _ in range(60):
-        newcomers.append(packets())
-        assert newcomers[-1].recv().startswith("40")
-    goal = len(server.texts()) + 100
-    until(lambda: len(server.texts()) > goal)
-    writing.clear()
-    for writer in writers:
-        writer.join()
-    stored = [
-        row_id for (row_id,) in server.query("SELECT id FROM messages ORDER BY id")
-    ]
+    flood = packets({"serverOffset": 300})
+    for i in range(2000):
+        flood.send(f'42["{EVENT}","live","f-{i}"]')
+    newcomers = [packets() for _ in range(20)]
+    assert len(server.texts()) < 2300, "the flood was over too soon"
     for newcomer in newcomers:
-        assert [json.loads(newcomer.recv()[2:])[2] for _ in stored] == stored
+        assert newcomer.recv().startswith("40")
+        ids = [json.loads(newcomer.recv()[2:])[2] for _ in range(2300)]
+        assert ids == list(range(1, 2301))
 
 
-def write_through_two_kills(server, join):
-    """Three clients write, the server is killed twice; return what was acknowledged."""
-    acked = []
-
-    def write(name):
-        client = join()
-        for text in [f"{name}-{i}" for i in range(60)]:
-            while text not in acked:
-                with suppress(SocketIOError):
-                    send(client, text, text, timeout=1)
-                    acked.append(text)
-
-    writers = [threading.Thread(target=write, args=name) for name in "abc"]
-    for writer in writers:
-        writer.start()
-    for count in 40, 90:
-        until(lambda count=count: len(acked) >= count)
-        server.stop()
-        before = set(acked)
-        server.start()
-        assert before <= set(server.texts())
-    for writer in writers:
-        writer.join()
-    return acked
+# Nobody holds up the others
 
 
-def test_what_is_acknowledged_survives_sigkill_and_is_stored_once(server, join):
-    acked = write_through_two_kills(server, join)
-    assert len(acked) == 180
-    assert sorted(server.texts()) == sorted(acked)
-
-
-def test_a_tab_sees_each_message_once_and_in_order_through_two_kills(server, join, tab):
-    page = tab()
-    write_through_two_kills(server, join)
-    expect_messages(page, *server.texts())
-
-
-def test_what_two_tabs_write_while_the_server_is_down_arrives_once_each(server, tab):
-    tabs = tab(), tab()
-    for page in tabs:
-        expect(page.locator("#status")).to_have_text("connected")
-    server.stop()
-    for name, page in zip("ab", tabs):
-        expect(page.locator("#status")).to_have_text("reconnecting")
-        for i in range(3):
-            write(page, f"{name}-{i}")
-        expect_outbox(page, f"{name}-0", f"{name}-1", f"{name}-2")
-    server.start()
-    for page in tabs:
-        expect(page.locator("#messages li")).to_have_count(6)
-        expect_outbox(page)
-        expect_messages(page, *server.texts())
-    for name in "ab":
-        mine = [text for text in server.texts() if text.startswith(name)]
-        assert mine == [f"{name}-0", f"{name}-1", f"{name}-2"]
-
-
-def test_a_reload_shows_everything_once(tab):
-    page = tab()
-    write(page, "one")
-    write(page, "two")
-    expect_outbox(page)
-    page.reload()
-    write(page, "three")
-    expect_messages(page, "one", "two", "three")
-
-
-def output_with(replacement, folder, **env):
-    """Return what app.py prints when a part of eventlet is replaced."""
-    run = f"runpy.run_path({str(HERE / 'app.py')!r}, run_name='__main__')"
-    return subprocess.check_output(
-        [
-            sys.executable,
-            "-c",
-            f"import eventlet.wsgi, gc, runpy; {replacement}; {run}",
-        ],
-        cwd=folder,
-        env=os.environ | env,
-        text=True,
-    )
-
-
-# It holds: load
-
-
-def test_a_flood_from_one_client_does_not_hold_up_the_others(server, packets, join):
-    client, flood = join(), packets()
-    for i in range(3000):
-        flood.send(f'42["{EVENT}","flood","f-{i}"]')
-    send(client, "hello", "a-0")
-    assert server.query("SELECT count(*) FROM messages") < [(3000,)]
+@pytest.mark.parametrize("text", ["stored", ""])
+def test_a_flood_stored_or_refused_lets_others_through(server, packets, text):
+    other, flood = packets(), packets()
+    other.recv()
+    server.process.send_signal(signal.SIGSTOP)
+    for i in range(2000):
+        flood.send(f'42["{EVENT}","{text}","f-{i}"]')
+    flood.send(f'42["{EVENT}","last of the flood","f"]')
+    other.send(f'421["{EVENT}","from another","a-0"]')
+    server.process.send_signal(signal.SIGCONT)
+    until(lambda: "last of the flood" in server.texts())
+    texts = server.texts()
+    assert texts.index("from another") < 1000
+    assert texts[-1] == "last of the flood"
 
 
 def test_a_long_history_is_read_page_by_page(server, packets):
@@ -556,22 +460,7 @@ def test_a_long_history_is_read_page_by_page(server, packets):
     assert ids == [*range(1, 40_001), 60_000]
 
 
-def test_a_newcomer_that_vanishes_ends_its_replay(server, packets):
-    server.fill(20_000)
-    vanished = packets()
-    for _ in "CONNECT", "first message":
-        vanished.recv()
-    vanished.sock.close()
-    # the replay of one that came later ends after the other's would have
-    later = packets()
-    for _ in range(20_001):
-        later.recv()
-    later.send(f'421["{EVENT}","hello","a-0"]')
-    assert [later.recv()[:3] for _ in range(2)] == ["42[", "431"]
-    assert "Traceback" not in server.log.read_text()
-
-
-def test_an_ack_does_not_wait_for_the_client_to_confirm_the_broadcast(server, packets):
+def test_an_ack_does_not_wait_for_the_client_to_confirm_the_broadcast(packets):
     ws, delays = packets(), []
     ws.recv()
     for i in range(60):
@@ -583,226 +472,123 @@ def test_an_ack_does_not_wait_for_the_client_to_confirm_the_broadcast(server, pa
     assert statistics.median(delays) < 0.03
 
 
-def test_no_websocket_extension_is_accepted(packets):
+def test_a_client_that_offers_compression_gets_plain_frames(packets):
     offer = ["Sec-WebSocket-Extensions: permessage-deflate"]
-    ws = packets(header=offer)
-    assert "sec-websocket-extensions" not in ws.getheaders()
-    assert ws.recv().startswith("40")
+    frame = packets(header=offer).recv_frame()
+    assert (frame.rsv1, frame.data[:3]) == (0, b"40{")
 
 
-def test_a_commit_waits_for_the_disk_once(server):
-    assert server.query("PRAGMA journal_mode") == [("wal",)]
-
-
-@pytest.fixture
-def idle(server):
-    """A function that opens connections that ask for nothing; all are closed at the end."""
-    with ExitStack() as stack:
-
-        def idle(count):
-            for _ in range(count):
-                stack.enter_context(
-                    socket.create_connection(("localhost", server.port), WAIT)
-                )
-            return stack
-
-        yield idle
-
-
-def test_the_garbage_collector_leaves_the_modules_alone(folder):
-    serve = "eventlet.wsgi.server = lambda *_, **__: print(gc.get_freeze_count())"
-    assert int(output_with(serve, folder, PORT="0").split()[-1]) > 10_000
-
-
-def test_all_may_come_back_at_once(server, idle):
+def test_all_may_come_back_at_once(server):
     server.process.send_signal(signal.SIGSTOP)
-    idle(100)
+    server.crowd(100).close()
     server.process.send_signal(signal.SIGCONT)
 
 
-def test_more_than_1024_are_served(server, idle):
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    idle(1100)
-    assert get(server).status == 200
-
-
-def test_the_soft_limit_of_file_descriptors_is_raised_to_the_hard_one(server, idle):
+def test_when_file_descriptors_run_out_newcomers_wait(server, join):
     server.stop()
-    server.start(files=(64, 256))
-    idle(100)
-    assert get(server).status == 200
+    server.start(files=128)
+    with server.crowd(80):
+        client = join()
+        with server.crowd(100):
+            assert send(client, "hello", "a-0") is None
+    assert send(join(), "hello again", "b-0") is None
 
 
-@pytest.mark.parametrize(
-    "system",
-    [
-        # as on Windows
-        "raise ImportError",
-        # as on macOS
-        "RLIMIT_NOFILE = 7; getrlimit = lambda _: (256, 2**63 - 1); setrlimit = lambda *_: int('x')",
-    ],
-)
-def test_it_starts_where_the_limit_cannot_be_raised(server, system):
-    server.stop()
-    (server.folder / "resource.py").write_text(system)
-    server.start(PYTHONPATH=str(server.folder))
-    assert get(server).status == 200
-
-
-def test_when_file_descriptors_run_out_newcomers_wait(server, idle, join):
-    server.stop()
-    server.start(files=(64, 64))
-    client = join()
-    connections = idle(100)
-    assert send(client, "hello", "a-0") is None
-    connections.close()
-    assert get(server).status == 200
-
-
-# It holds: faults
-
-
-def test_a_locked_database_holds_up_nobody(server, packets, join):
-    client, locked_out = join(), packets()
-    locked_out.recv()
+def test_a_locked_database_holds_up_nobody_and_loses_nothing(server, packets, join):
+    client, locked_out = join(), [packets() for _ in range(5)]
     with server.database() as db:
         db.execute("BEGIN IMMEDIATE")
-        locked_out.send(f'421["{EVENT}","hello","a-0"]')
-        # sqlite3 would wait 5 s for the lock, and everyone with it
+        for i, ws in enumerate(locked_out):
+            ws.recv()
+            ws.send(f'421["{EVENT}","hello","a-{i}"]')
+        # if the server waited for the lock, it would do so five times
         assert "error" in send(client, "", "b-0", timeout=3)
-        db.execute("ROLLBACK")
-    locked_out.send(f'422["{EVENT}","hello","a-0"]')
-    assert [locked_out.recv()[:3] for _ in range(2)] == ["42[", "432"]
+    assert server.texts() == []
+    # what got no ack is sent again until it does, here by hand
+    assert send(client, "hello", "a-0") is None
     assert server.texts() == ["hello"]
 
 
-def test_a_full_disk_loses_nothing(server, join):
+def test_who_reads_chat_db_keeps_nobody_from_writing(server, join):
     client = join()
-    send(client, "before", "a-0")
-    size = (server.folder / "chat.db-wal").stat().st_size
-    pid, unlimited = server.process.pid, resource.RLIM_INFINITY
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, unlimited))
-    with pytest.raises(TimeoutError):
-        send(client, "while full", "a-1", timeout=1)
-    assert shown(join(), 1) == [["before", 1]]
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
-    send(client, "while full", "a-1")
-    assert server.texts() == ["before", "while full"]
+    send(client, "one", "a-0")
+    with server.database() as db:
+        assert db.execute("BEGIN").execute("SELECT content FROM messages").fetchone()
+        assert send(client, "two", "a-1", timeout=3) is None
 
 
 def test_a_history_that_cannot_be_read_is_read_later(server, join):
     server.fill(2)
     server.query("ALTER TABLE messages RENAME TO away")
     client = join()
-    until(lambda: "cannot read chat.db: no such table" in server.log.read_text())
+    said = server.process.stdout.readline()
+    assert said == b"cannot read chat.db: no such table: messages (trying again)\n"
     server.query("ALTER TABLE away RENAME TO messages")
     assert shown(client, 2) == [["history 1", 1], ["history 2", 2]]
 
 
+# Start and end
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_at_once_also_with_a_long_poll_open(server, how):
-    with get(server, "/socket.io/?EIO=4&transport=polling") as response:
-        sid = json.loads(response.read()[1:])["sid"]
-    with socket.create_connection(("localhost", server.port), WAIT) as poll:
-        path = f"/socket.io/?EIO=4&transport=polling&sid={sid}"
-        poll.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        get(server).close()  # by now the server has read the poll as well
+def test_it_ends_at_once_even_with_a_long_poll_open(server, how):
+    path = "/socket.io/?EIO=4&transport=polling"
+    sid = json.loads(urllib.request.urlopen(server.url + path).read()[1:])["sid"]
+    with server.connection() as poll:
+        poll.sendall(f"GET {path}&sid={sid} HTTP/1.1\r\n\r\n".encode())
+        urllib.request.urlopen(server.url)  # by now it has read the poll as well
         server.process.send_signal(how)
         server.process.wait(5)
     assert "Traceback" not in server.log.read_text()
 
 
-def refusal(server):
-    """Return what the server says when it ends by itself, and cannot start."""
-    with suppress(subprocess.TimeoutExpired):
-        server.process.wait(WAIT)
-    server.stop()
-    assert server.process.returncode == 1
-    return server.log.read_text().splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    "env",
-    [
-        {"PORT": "x"},
-        {"PORT": "-1"},
-        {"PORT": "70000"},
-        {"HOST": "no.such.host.invalid"},
-    ],
-)
-def test_a_start_at_an_address_that_cannot_be_had_says_why(folder, env):
-    server = Server(folder).launch(**env)
-    assert refusal(server).startswith("cannot listen on ")
-    assert "Traceback" not in server.log.read_text()
-
-
-def test_a_second_server_on_the_same_port_says_that_it_is_taken(server):
+def test_a_second_server_at_the_same_address_says_that_it_is_taken(server):
     server.stop()
     server.start()  # now at a port that was asked for by number
-    second = Server(server.folder).launch(PORT=str(server.port))
-    assert "Address already in use" in refusal(second)
-    assert "Traceback" not in second.log.read_text()
+    with pytest.raises(AssertionError) as refusal, TemporaryDirectory() as folder:
+        Server(Path(folder), server.port).start()
+    said = f"cannot listen on localhost:{server.port}: .* Address already in use"
+    assert re.search(said, str(refusal.value))
+    assert "Traceback" not in str(refusal.value)
 
 
-def test_a_start_without_a_usable_database_says_why(folder):
-    (folder / "chat.db").write_text("this is not a database, but some other file")
-    server = Server(folder).launch()
-    assert refusal(server).startswith("cannot use chat.db: file is not a database")
-    (folder / "chat.db").unlink()
-    (folder / "chat.db").mkdir()
-    server.launch()
-    assert refusal(server).startswith("cannot use chat.db: unable to open")
-    assert "Traceback" not in server.log.read_text()
-
-
-def test_only_this_machine_can_connect_unless_host_says_otherwise(server):
-    for host in "", "0.0.0.0":
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 127.0.0.2")
+def test_only_this_machine_gets_in_unless_host_says_otherwise(server):
+    for host, printed in {"": "localhost", "127.0.0.5": "127.0.0.5"}.items():
+        server.stop()
+        assert server.start(HOST=host).url == f"http://{printed}:{server.port}"
+        assert urllib.request.urlopen(server.url).status == 200
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", server.port), WAIT)
-        server.stop()
-        server.start(HOST=host)
+    server.stop()
+    assert server.start(HOST="0.0.0.0").url == f"http://localhost:{server.port}"
     socket.create_connection(("127.0.0.2", server.port), WAIT).close()
 
 
-def test_the_default_address_is_port_3000_of_this_machine(folder):
-    listen = "eventlet.listen = lambda address, **_: exit(print(address))"
-    assert "('127.0.0.1', 3000)" in output_with(listen, folder, HOST="", PORT="")
-
-
-# It holds: bad input
+# Bad input
 
 
 def test_a_wrong_server_offset_is_refused(server, packets):
     server.fill(1)
     welcome = packets({"serverOffset": 1})
     assert welcome.recv().startswith("40")
-    offsets = "1", "", -1, 0.5, float("inf"), True, False, [], {}, 2**63
-    for auth in ["text", [1], True, *({"serverOffset": offset} for offset in offsets)]:
+    wrong = "1", -1, 0.5, float("inf"), True, [1], {"a": 1}, 2**63
+    for auth in ["text", [1], True, *({"serverOffset": offset} for offset in wrong)]:
         refused = packets(auth)
-        assert refused.recv() == (
-            '44{"message":"auth must be an object, '
-            'its serverOffset a whole number from 0 to 2^63 - 1"}'
-        )
+        assert refused.recv().startswith('44{"message":"auth must be an object, its')
         refused.send(f'421["{EVENT}","from nobody","a-0"]')
     welcome.send(f'421["{EVENT}","hello","b-0"]')
     assert "hello" in welcome.recv()
-    assert "Traceback" not in server.log.read_text()
 
 
 def test_a_message_that_could_never_be_stored_is_answered_with_an_error(server, join):
     client, longest = join(), "x" * 10_000
-    for arguments in (
-        (),
-        ("hello",),
-        ("hello", "a-0", "more"),
-        *((msg, "a-0") for msg in ("", longest + "x", 5, None, ["x"], b"x", "\ud800")),
-        *(("hello", offset) for offset in ("", "x" * 101, 5, None, ["x"], "\udfff")),
-    ):
-        assert "expected two texts" in client.call(EVENT, arguments, WAIT)["error"]
-    send(client, longest, "y" * 100)
+    wrong = "", longest + "x", 5, None, ["x"], b"x", "\ud800"
+    wrong = [pair for text in wrong for pair in ((text, "a-0"), ("hello", text))]
+    for arguments in (), ("hello",), ("hello", "a-0", "more"), *wrong:
+        assert "expected two texts" in client.call(EVENT, arguments)["error"]
+    send(client, longest, longest)
     assert shown(client, 1) == [[longest, 1]]
-    assert "Traceback" not in server.log.read_text()
 
 
 def test_nonsense_does_not_disturb_an_honest_client(server, packets, join):
@@ -818,7 +604,13 @@ def test_nonsense_does_not_disturb_an_honest_client(server, packets, join):
     send(client, "hello", "a-0")
     assert shown(client, 1) == [["hello", 1]]
     assert server.texts() == ["hello"]
-    assert 'app.py"' not in server.log.read_text()
+
+
+def test_an_error_inside_tells_a_stranger_nothing(server):
+    with server.connection() as link:
+        link.sendall(b"GET * HTTP/1.0\r\n\r\n")
+        head, body = link.makefile("rb").read().split(b"\r\n\r\n")
+    assert (head[:13], body) == (b"HTTP/1.1 500 ", b"")
 
 
 def test_a_page_from_another_origin_is_refused(packets):
@@ -826,65 +618,80 @@ def test_a_page_from_another_origin_is_refused(packets):
         packets(origin="http://elsewhere.example")
 
 
-# The page: what a person sees
+# The page
 
 
-def test_two_tabs_talk_and_text_is_never_html(tab):
-    one, other = tab(), tab()
+def test_two_pages_talk_and_ask_nobody_but_their_server(server, tab):
+    requests, sockets, complaints = set(), [], []
+
+    def watch(page):
+        page.on("request", lambda request: requests.add(request.url))
+        page.on("websocket", lambda ws: sockets.append(ws.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(error.message))
+
+    one, other = tab(watch), tab(watch)
     write(one, "<b>hello</b>")
     expect_messages(other, "<b>hello</b>")
     write(other, "merhaba 👋 שלום")
     expect_messages(one, "<b>hello</b>", "merhaba 👋 שלום")
-    expect(one.locator("b")).to_have_count(0)
+    expect_outbox(other)
+    assert len(sockets) == 2
+    if CLIENT.exists():
+        assert requests == {f"{server.url}/", f"{server.url}/socket.io.min.js"}
+        assert complaints == []
 
 
-def test_a_normal_run_uses_one_websocket_and_no_request_fails(tab):
-    polls, sockets, complaints = [], [], []
+def test_without_npm_the_client_comes_from_the_cdn(server, tab):
+    def no_npm(page):
+        page.route(f"{server.url}/socket.io.min.js", lambda route: route.abort())
+        if CLIENT.exists():
+            cors = {"Access-Control-Allow-Origin": "*"}
+            page.route(CDN, lambda route: route.fulfill(path=CLIENT, headers=cors))
 
-    def watch(page):
-        page.on("request", lambda r: "polling" in r.url and polls.append(r.url))
-        page.on("websocket", lambda ws: sockets.append(ws.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(error.message))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
-
-    page = tab(watch)
+    page = tab(no_npm)
     write(page, "hello")
     expect_messages(page, "hello")
-    expect_outbox(page)
-    assert (polls, len(sockets), complaints) == ([], 1, [])
 
 
-def test_polling_alone_works(tab):
-    page = tab(
-        lambda page: page.add_init_script("""
+def test_without_the_client_or_opened_as_a_file_the_page_says_what_to_do(tab):
+    page = tab(lambda page: page.route("**/socket.io.min.js", lambda r: r.abort()))
+    expect(page.locator("body > main")).to_contain_text("go online, or run “npm")
+    page = tab(url=(HERE / "index.html").as_uri())
+    expect(page.locator("body > main")).to_contain_text("open http://localhost:3000")
+
+
+def test_a_line_typed_before_the_client_is_there_is_kept(server, tab):
+    held = []
+    hold = f"{server.url}/socket.io.min.js", lambda route: held.append(route)
+    page = tab(lambda page: page.route(*hold), until="commit")
+    write(page, "early")
+    expect_status(page, "connecting")
+    expect(page.locator("#toggle")).to_have_text("Disconnect")
+    expect(page.locator("#input")).to_have_value("early")
+    assert page.url == f"{server.url}/"
+    held[0].continue_()
+    expect_status(page, "connected")
+    page.press("#input", "Enter")
+    expect_messages(page, "early")
+
+
+def test_where_no_websocket_gets_through_the_page_says_so_and_does_not_poll(tab):
+    polls = []
+
+    def refuse(page):
+        page.on("request", lambda r: "polling" in r.url and polls.append(r.url))
+        page.add_init_script("""
             window.WebSocket = class extends WebSocket {
                 constructor(url) { super(url.replace('socket.io', 'no-such-path')); }
             };
         """)
-    )
-    write(page, "hello")
-    expect_messages(page, "hello")
-    expect_outbox(page)
+
+    expect_status(tab(refuse), "reconnecting: no WebSocket connection")
+    assert polls == []
 
 
-def test_without_the_cdn_the_client_comes_from_beside_the_page(tab):
-    if not CLIENT_FILE.exists():
-        unavailable("no socket.io.min.js: README.md has the command that fetches it")
-    page = tab(lambda page: page.route(CDN, lambda route: route.abort()))
-    write(page, "hello")
-    expect_messages(page, "hello")
-
-
-def test_without_the_client_the_page_says_so(tab):
-    page = tab(
-        lambda page: page.route("**/socket.io.min.js", lambda route: route.abort())
-    )
-    expect(page.locator("body")).to_contain_text("The Socket.IO client did not load")
-    expect(page.locator("form")).to_have_count(0)
-
-
-def test_what_the_client_gave_up_can_be_sent_again_and_is_stored_once(server, tab):
+def test_what_got_no_ack_can_be_sent_again_and_is_stored_once(server, tab):
     page = tab(losing_acks)
     write(page, "hello")
     write(page, "after")
@@ -892,11 +699,10 @@ def test_what_the_client_gave_up_can_be_sent_again_and_is_stored_once(server, ta
         until(lambda tries=tries: page.title() and len(page.tries) == tries)
         expect(page.locator(".undelivered")).to_have_count(0)
         page.clock.fast_forward(10_000)
-    expect_outbox(
-        page, "helloNot delivered: the server did not answer.Send again", "after"
-    )
+    no_answer = "No answer. It may have arrived; sending it again is safe."
+    expect_outbox(page, f"hello{no_answer}Send again", "after")
     assert len([packet for packet in page.tries if "hello" in packet]) == 4
-    page.get_by_role("button", name="Send again").click()
+    press(page, "Send again")
     expect(page.locator("#input")).to_be_focused()
     expect_outbox(page, "after", "hello")
     page.lossy = False
@@ -906,35 +712,68 @@ def test_what_the_client_gave_up_can_be_sent_again_and_is_stored_once(server, ta
     assert server.texts() == ["hello", "after"]
 
 
-def test_the_status_tells_how_the_link_is_and_the_button_changes_it(server, tab):
-    page = tab()
-    status, button = page.locator("#status"), page.locator("#toggle")
-    expect(status).to_have_text("connected")
-    expect(button).to_have_text("Disconnect")
-    server.stop()
-    expect(status).to_have_text("reconnecting")
-    expect(button).to_have_text("Disconnect")
-    button.click()
-    expect(status).to_have_text("disconnected")
-    expect(button).to_have_text("Connect")
-    server.start()
-    button.click()
-    expect(status).to_have_text("connected")
-    expect(button).to_have_text("Disconnect")
-
-
-def test_before_the_first_connection_the_status_says_reconnecting(tab):
-    page = tab(lambda page: page.route_web_socket(re.compile("ws:"), lambda ws: None))
-    expect(page.locator("#status")).to_have_text("reconnecting")
-
-
-def test_an_error_answer_is_shown(server, tab):
+def test_what_the_server_refuses_can_be_taken_back(server, tab):
     page = tab()
     page.evaluate("input.value = '\\ud800'")
     page.press("#input", "Enter")
-    expect(page.get_by_role("alert")).to_contain_text("Not delivered: expected two")
-    expect(page.locator(".undelivered")).to_have_count(1)
+    expect(page.get_by_role("alert")).to_contain_text("Refused: expected two texts")
+    expect(page.locator("#outbox button")).to_have_text(["Take back"])
+    page.fill("#input", "text")
+    press(page, "Take back")
+    expect_outbox(page)
+    assert page.evaluate("input.value === 'text\\ud800'")
+    expect(page.locator("#input")).to_be_focused()
     assert server.texts() == []
+
+
+def test_the_status_is_true_and_what_is_written_offline_is_sent(server, tab):
+    page = tab()
+    expect_status(page, "connected")
+    server.stop()
+    expect_status(page, "reconnecting: no WebSocket connection")
+    press(page, "Disconnect")
+    expect_status(page, "disconnected")
+    write(page, "one")
+    write(page, "two")
+    expect_outbox(page, "one", "two")
+    server.start()
+    press(page, "Connect")
+    expect_messages(page, "one", "two")
+    expect_outbox(page)
+    press(page, "Disconnect")
+    page.evaluate("socket.auth.serverOffset = 'wrong'")
+    press(page, "Connect")
+    expect_status(page, re.compile("^disconnected: auth must be an object"))
+    expect(page.locator("#toggle")).to_have_text("Connect")
+
+
+def test_the_history_is_not_announced_but_what_follows_is(server, join, tab):
+    server.fill(300)
+    page, announced = tab(stopping_the_clock), "messages.ariaLive === 'polite'"
+    expect_count(page, 300)
+    page.clock.run_for(900)
+    send(join(), "new", "a-0")
+    expect_count(page, 301)
+    page.clock.run_for(900)
+    assert not page.evaluate(announced)
+    page.clock.run_for(100)
+    assert page.evaluate(announced)
+
+
+def test_the_page_speaks_of_no_messages_only_where_there_are_none(server, tab):
+    page = tab(stopping_the_clock)
+    hint = "getComputedStyle(messages, '::before').content !== 'none'"
+    expect_status(page, "connected")
+    assert not page.evaluate(hint)  # the history may be on its way
+    page.clock.run_for(1000)
+    assert page.evaluate(hint)
+    page.evaluate("void waiting('mine', 'x')")
+    assert not page.evaluate(hint)
+    page.evaluate("outbox.replaceChildren()")
+    assert page.evaluate(hint)
+    server.stop()
+    expect_status(page, re.compile("^reconnecting"))
+    assert not page.evaluate(hint)
 
 
 def test_leaving_with_lines_in_the_outbox_asks_first(server, tab):
@@ -953,88 +792,94 @@ def test_leaving_with_lines_in_the_outbox_asks_first(server, tab):
     assert asked == ["beforeunload"]
 
 
-def at_the_end(page):
-    """Whether the newest message is in sight, two frames from now."""
-    return page.evaluate("""async () => {
-        for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
-        return innerHeight + scrollY >= document.body.scrollHeight - 1;
-    }""")
-
-
-def test_ten_thousand_messages_are_scrolled_once_a_frame(server, tab):
+def test_a_history_of_ten_thousand_is_scrolled_at_most_once_a_frame(server, tab):
     server.fill(10_000)
     page = tab(
         lambda page: page.add_init_script("""
             window.scrolls = window.frames_seen = 0;
-            const scrollTo = window.scrollTo.bind(window);
-            window.scrollTo = (...to) => { scrolls++; scrollTo(...to); };
+            const scrollTo = Element.prototype.scrollTo;
+            Element.prototype.scrollTo = function (...to) { scrolls++; scrollTo.apply(this, to); };
             (function frame() { frames_seen++; requestAnimationFrame(frame); })();
         """)
     )
-    expect(page.locator("#messages li")).to_have_count(10_000)
+    expect_count(page, 10_000)
     until(lambda: at_the_end(page))
-    assert page.evaluate("0 < scrolls && scrolls <= frames_seen")
+    assert page.evaluate("0 < scrolls && scrolls <= frames_seen + 1")
 
 
-def test_a_reader_who_scrolled_up_is_left_alone(server, join, tab):
+def test_who_is_at_the_end_stays_there_whatever_grows(server, join, tab):
+    server.query("INSERT INTO messages VALUES (1, 'h', ?)", "many words " * 500)
+    client, page = join(), tab(viewport={"width": 1000, "height": 700})
+    expect_count(page, 1)
+    for count, (width, height) in enumerate([(1000, 480), (460, 480), (900, 800)], 2):
+        page.set_viewport_size({"width": width, "height": height})
+        until(lambda: at_the_end(page))
+        send(client, "new", f"a-{count}")
+        expect_count(page, count)
+        assert at_the_end(page)
+    server.stop()
+    for _ in range(3):
+        write(page, "waiting\nfor the server")
+        assert at_the_end(page)
+    page.evaluate("outbox.replaceChildren()")
+    page.evaluate("messages.append(document.createElement('li'))")
+    assert at_the_end(page)
+
+
+def test_a_reader_who_scrolled_up_is_left_alone_until_they_write(server, join, tab):
     server.fill(200)
     client, page = join(), tab()
-    expect(page.locator("#messages li")).to_have_count(200)
+    expect_count(page, 200)
     until(lambda: at_the_end(page))
-    page.evaluate("window.scrollTo(0, 500)")
+    page.evaluate("main.scrollTo(0, 500)")
     send(client, "new", "a-0")
-    expect(page.locator("#messages li")).to_have_count(201)
+    expect_count(page, 201)
     assert not at_the_end(page)
-    assert page.evaluate("scrollY") == 500
+    assert page.evaluate("main.scrollTop") == 500
     write(page, "mine")
-    expect(page.locator("#messages li")).to_have_count(202)
+    expect_count(page, 202)
     assert at_the_end(page)
 
 
-def test_a_narrow_page_does_not_scroll_sideways(server, tab):
-    page = tab(viewport={"width": 360, "height": 640}, is_mobile=True)
+def test_a_narrow_page_does_not_scroll_sideways_and_covers_no_button(server, tab):
+    page = tab(viewport={"width": 320, "height": 480}, is_mobile=True)
     write(page, "long" * 100)
     expect_messages(page, "long" * 100)
-    server.stop()
-    expect(page.locator("#status")).to_have_text("reconnecting")
-    write(page, "waiting" * 100)
-    page.evaluate("waiting('unanswered'.repeat(100), 'x')(new Error())")
-    assert at_the_end(page)
-    widths = (
-        "[...document.querySelectorAll('*')].map(e => e.getBoundingClientRect().right)"
-    )
+    page.evaluate("document.documentElement.style.fontSize = '200%'")
+    for _ in range(5):
+        page.evaluate("waiting('unanswered'.repeat(9), 'x')(new Error())")
     assert (
-        page.evaluate(f"Math.max(document.documentElement.scrollWidth, ...{widths})")
-        <= 360
+        page.evaluate("""Math.max(...[...document.querySelectorAll('*')]
+        .map(element => element.getBoundingClientRect().right))""")
+        <= 320
     )
+    buttons = page.locator("#outbox button")
+    for i in range(5):
+        buttons.nth(i).focus()
+        expect(buttons.nth(i)).to_be_in_viewport(ratio=0.9)
 
 
-def test_the_keyboard_is_enough(tab):
+def test_the_keyboard_is_enough_and_neither_spaces_nor_too_much_is_sent(server, tab):
     page = tab()
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
     page.keyboard.press("Enter")  # nothing to send
-    expect_outbox(page)
-    page.keyboard.type("one")
+    page.keyboard.type("   ")
     page.keyboard.press("Enter")
-    expect_messages(page, "one")
-    page.keyboard.type("two")
+    page.keyboard.type("one ")
+    page.keyboard.press("Enter")
+    expect_outbox(page)
+    assert server.texts() == ["   one "]
+    page.keyboard.insert_text("x" * 10_001)
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
-    expect_messages(page, "one", "two")
-    for key in "Shift+Tab", "Shift+Tab", "Enter":
+    expect_messages(page, "   one ", "x" * 10_000)
+    for key in "Shift+Tab", "Shift+Tab", "Shift+Tab", "Enter":
         page.keyboard.press(key)
-    expect(page.locator("#status")).to_have_text("disconnected")
+    expect_status(page, "disconnected")
 
 
-def test_the_input_takes_no_more_than_the_server_does(tab):
-    page = tab()
-    expect(page.locator("#input")).to_be_focused()
-    page.keyboard.insert_text("x" * 10_001)
-    page.keyboard.press("Enter")
-    expect_messages(page, "x" * 10_000)
+# Last, since it takes a minute from the first test on
 
 
-def test_new_messages_and_the_status_are_announced(tab):
-    page = tab()
-    expect(page.locator("#messages")).to_have_attribute("aria-live", "polite")
-    expect(page.get_by_role("status")).to_have_text("connected")
+def test_who_connects_and_says_nothing_is_dropped_after_a_minute(crowded):
+    assert urllib.request.urlopen(crowded.url, timeout=60 + WAIT).status == 200

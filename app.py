@@ -1,24 +1,24 @@
 """Socket.IO tutorial, step 8 (client delivery): a chat that delivers each message exactly once.
 
-To be read beside the page: the same order, the same names. `python app.py` serves it;
+To be read beside the tutorial's page: the same order, the same names. "Unlike the page" marks what
+that page's code does not say; some of it Node.js does by itself. `python app.py` serves the chat;
 HOST and PORT come from the environment, chat.db lies in the working folder.
 """
 
 import os
 import resource
 import signal
-import socket
 import sqlite3
-from sqlite3 import SQLITE_CONSTRAINT_UNIQUE  # Python 3.11 or newer
+from socket import IPPROTO_TCP, TCP_NODELAY
+from sqlite3 import SQLITE_CONSTRAINT_UNIQUE  # needs Python 3.11 or newer
 
-import eventlet
 import eventlet.wsgi
 import socketio
 
 # open the database file; each statement is a transaction of its own
 # Unlike the page: never wait for another program's lock, or everyone waits with you.
 db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
-# Unlike the page: write ahead, or messages wait for every reader of chat.db, and longer for the disk.
+# Unlike the page: use a write-ahead log, or messages wait for every reader, and longer for the disk.
 db.execute("PRAGMA journal_mode = WAL")
 # create our 'messages' table
 db.execute("""
@@ -29,6 +29,7 @@ db.execute("""
     )
 """)
 
+# each client's messages are handled one after the other, in their order
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(__file__)
 static_files = {
@@ -39,7 +40,7 @@ wsgi_app = socketio.WSGIApp(sio, static_files=static_files)
 
 
 def app(environ, start_response):
-    """Serve the page, its Socket.IO client and Socket.IO itself: a WSGI application."""
+    """Serve index.html, its Socket.IO client and Socket.IO itself: a WSGI application."""
     # Unlike the page: refuse WebSocket compression, or each message is compressed for each client.
     environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
     return wsgi_app(environ, start_response)
@@ -62,9 +63,9 @@ def chat_message(sid, msg=None, client_offset=None, *more):
     Returns the ack: None, or {"error": str} where no retry can help.
     Raises sqlite3.Error if the message cannot be stored now: no ack, so the client retries.
     """
-    # Unlike the page: let others in before each message, or one who sends thousands holds up everyone.
+    # Unlike the page: handle one message a turn, or a client that sends thousands holds up everyone.
     sio.sleep(0)
-    # Unlike the page: answer what can never be stored, or the client tries it again and again.
+    # Unlike the page: refuse what is no proper text, or it is stored altered, or tried again and again.
     if more or not is_text(msg) or not is_text(client_offset):
         return {"error": "expected two texts of 1 to 10,000 valid characters each"}
     try:
@@ -73,7 +74,7 @@ def chat_message(sid, msg=None, client_offset=None, *more):
             (msg, client_offset),
         )
     except sqlite3.IntegrityError as e:
-        # Unlike the page: send no ack for any other kind of constraint, or its message is lost.
+        # Unlike the page: send no ack for another constraint, one that you add, or its message is lost.
         if e.sqlite_errorcode != SQLITE_CONSTRAINT_UNIQUE:
             raise
         # the message was already inserted, so we let the client know
@@ -97,7 +98,7 @@ def connect(sid, environ, auth):
         raise socketio.exceptions.ConnectionRefusedError(
             "auth must be an object, its serverOffset a whole number from 0 to 2^63 - 1"
         )
-    # Unlike the page: replay after CONNECT, or a cut shows its rows twice.
+    # Unlike the page: replay in a task, which runs after CONNECT, or a cut shows rows twice.
     # (an event that a client calls "connect" comes here too, with another environ)
     if environ is sio.get_environ(sid):
         sio.start_background_task(replay, sid, server_offset)
@@ -121,7 +122,7 @@ def replay(sid, server_offset):
         if not rows:
             # Unlike the page: let it in only now, or what is stored meanwhile comes twice or never.
             return sio.enter_room(sid, "live")
-        for server_offset, content in rows:
+        for server_offset, content in rows:  # the next turn starts after the last
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
         sio.sleep(0)
 
@@ -133,12 +134,12 @@ if __name__ == "__main__":
     host = os.environ.get("HOST") or "localhost"
     port = int(os.environ.get("PORT") or 3000)
     try:
-        # Unlike the page: queue many newcomers, share the port with no server, or clients get lost.
+        # Unlike the page: queue many newcomers, share the port with no other server, or clients get lost.
         listener = eventlet.listen((host, port), backlog=4096, reuse_port=False)
     except OSError as e:
         raise SystemExit(f"cannot listen on {host}:{port}: {e} (set HOST or PORT)")
     # Unlike the page: send each packet at once, or an ack waits 40 ms behind its broadcast.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     url = f"http://{host}:{listener.getsockname()[1]}".replace("0.0.0.0", "localhost")
     print(f"server running at {url}", flush=True)
     # each connection takes a file descriptor, and the server itself needs some

@@ -44,7 +44,8 @@ class Server:
         command = [sys.executable, HERE / "app.py"]
         if files:
             command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
-        env = os.environ | {"PORT": str(self.port), "PYTHONUNBUFFERED": ""} | env
+        ours = {"HOST": "", "PORT": str(self.port), "PYTHONUNBUFFERED": ""}
+        env = os.environ | ours | env
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=log
@@ -116,9 +117,9 @@ def join(server):
     with ExitStack() as stack:
 
         def join(auth=None, transports=("websocket",)):
-            client = socketio.SimpleClient(reconnection=False)
+            client = socketio.SimpleClient(reconnection=False, request_timeout=WAIT)
             stack.callback(lambda: client.client and client.client.shutdown())
-            client.connect(server.url, auth=auth, transports=transports)
+            client.connect(server.url, {}, auth, transports, wait_timeout=WAIT)
             return client
 
         yield join
@@ -382,11 +383,11 @@ def test_a_message_that_another_constraint_keeps_out_gets_no_ack(server, packets
 
 
 @pytest.mark.parametrize("offset", [None, 0, 120, 250, 2**63 - 1])
-def test_a_client_gets_what_came_after_its_server_offset(server, join, offset):
+def test_a_client_gets_what_came_after_its_server_offset(server, packets, offset):
     server.fill(250)
-    client, first = join({"serverOffset": offset}), min(offset or 0, 250) + 1
-    until(lambda: len(client.input_buffer) == 251 - first)
-    assert [id for _, id in shown(client, 251 - first)] == list(range(first, 251))
+    ws, first = packets({"serverOffset": offset}), min(offset or 0, 250) + 1
+    ws.send(f'42["{EVENT}","the next","a-0"]')
+    assert [next_id(ws) for _ in range(first, 252)] == list(range(first, 252))
 
 
 def test_the_replay_comes_after_connect(server, packets):
@@ -409,12 +410,12 @@ def test_an_event_that_a_client_names_connect_does_not_replay_again(server, pack
 def test_newcomers_in_a_flood_see_each_message_once_and_in_order(server, packets):
     server.fill(300)
     flood = packets({"serverOffset": 300})
-    for i in range(1000):
+    for i in range(2000):
         flood.send(f'42["{EVENT}","live","f-{i}"]')
-    newcomers = [packets() for _ in range(20)]
-    assert len(server.texts()) < 1300, "the flood was over too soon"
+    newcomers = [packets() for _ in range(10)]
+    assert len(server.texts()) < 2300, "the flood was over too soon"
     for newcomer in newcomers:
-        assert [next_id(newcomer) for _ in range(1300)] == list(range(1, 1301))
+        assert [next_id(newcomer) for _ in range(2300)] == list(range(1, 2301))
 
 
 # Nobody holds up the others
@@ -439,12 +440,12 @@ def test_a_long_history_is_read_page_by_page(server, packets):
     newcomer = packets()
     assert next_id(newcomer) == 1
     server.process.send_signal(signal.SIGSTOP)
-    server.query("DELETE FROM messages WHERE id > 40000 AND id < 60000")
+    server.query("DELETE FROM messages WHERE id < 60000")
     server.process.send_signal(signal.SIGCONT)
     ids = [1]
     while ids[-1] < 60_000:
         ids.append(next_id(newcomer))
-    assert ids == [*range(1, 40_001), 60_000]
+    assert ids == [*range(1, len(ids)), 60_000] and len(ids) < 60_000
 
 
 def test_an_ack_does_not_wait_for_the_client_to_confirm_the_broadcast(packets):
@@ -462,7 +463,7 @@ def test_a_client_that_offers_compression_gets_plain_frames(packets):
     assert packets(header=offer).answer.startswith("40{")
 
 
-def test_all_may_come_back_at_once(server):
+def test_a_hundred_may_connect_at_once(server):
     server.process.send_signal(signal.SIGSTOP)
     server.crowd(100).close()
     server.process.send_signal(signal.SIGCONT)
@@ -478,15 +479,16 @@ def test_when_file_descriptors_run_out_newcomers_wait(server, join):
     assert send(join(), "hello again", "b-0") is None
 
 
-def test_a_locked_database_holds_up_nobody_and_loses_nothing(server, join):
-    client = join()
+def test_a_locked_database_holds_up_nobody_and_loses_nothing(server, packets):
+    ws = packets()
     with server.database() as db:
         db.execute("BEGIN IMMEDIATE")
-        for i in range(20):  # were it to wait for the lock, it would do so each time
-            client.emit(EVENT, ("hello", f"a-{i}"))
-        assert "error" in send(client, "", "b-0", timeout=10)
-    assert server.texts() == []
-    assert send(client, "hello", "a-0") is None
+        for i in range(100):  # were it to wait for the lock, it would do so each time
+            ws.send(f'421["{EVENT}","hello","a-{i}"]')
+        ws.send(f'422["{EVENT}","","b-0"]')
+        assert ws.recv().startswith('432[{"error"')  # the others got no ack
+    ws.send(f'423["{EVENT}","hello","a-0"]')
+    assert [ws.recv()[:3], ws.recv()] == ["42[", "433[]"]
     assert server.texts() == ["hello"]
 
 
@@ -523,7 +525,7 @@ def test_a_second_server_at_the_same_address_says_that_it_is_taken(server):
     server.stop()
     server.start()  # now at a port that was asked for by number
     with pytest.raises(AssertionError) as refusal, TemporaryDirectory() as folder:
-        Server(Path(folder), server.port).start()
+        Server(Path(folder), server.port).start().stop()
     said = f"cannot listen on localhost:{server.port}: .* Address already in use"
     assert re.search(said, str(refusal.value))
     assert "Traceback" not in str(refusal.value)
@@ -570,7 +572,8 @@ def test_nonsense_does_not_disturb_an_honest_client(server, packets, join):
     unknown = '42["nope"]', '421["nope",1]', "40/nope,", '42["connect",{},"x"]'
     broken = "x", "9", "4", "42", "42[", "42{}", "42[]", "42[null]", "43", "44", "451-"
     for nonsense in (too_much, *unknown, *broken):
-        packets().send(nonsense)
+        with suppress(OSError):  # what is too much is cut off while it is being sent
+            packets().send(nonsense)
     send(client, "hello", "a-0")
     assert shown(client, 1) == [["hello", 1]]
 
@@ -627,6 +630,7 @@ def test_a_line_typed_before_the_client_is_there_is_kept(server, tab):
     hold = f"{server.url}/socket.io.min.js", lambda route: held.append(route)
     page = tab(lambda page: page.route(*hold), until="commit")
     write(page, "early")
+    until(lambda: page.title() and held)
     expect_status(page, "connecting")
     expect(page.locator("#toggle")).to_have_text("Disconnect")
     expect(page.locator("#input")).to_have_value("early")
@@ -744,16 +748,15 @@ def test_the_page_speaks_of_no_messages_only_where_there_are_none(server, tab):
     assert not page.evaluate(hint)
 
 
-def test_leaving_with_lines_in_the_outbox_asks_first(server, tab):
+def test_leaving_with_lines_in_the_outbox_asks_first(tab):
     page, asked = tab(), []
     page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
     write(page, "hello")
     expect_outbox(page)
     page.reload()
     assert asked == []
-    server.stop()
+    press(page, "Disconnect")
     write(page, "not sent")
-    server.start()
     page.reload()
     assert asked == ["beforeunload"]
 
@@ -763,8 +766,8 @@ def test_a_history_of_ten_thousand_is_not_scrolled_for_each_message(server, tab)
     page = tab(
         lambda page: page.add_init_script("""
             window.scrolls = 0;
-            const scrollTo = Element.prototype.scrollTo;
-            Element.prototype.scrollTo = function (...to) { scrolls++; scrollTo.apply(this, to); };
+            for (const owner of [window, Element.prototype]) owner.scrollTo =
+                (f => function (...to) { scrolls++; f.apply(this, to); })(owner.scrollTo);
         """)
     )
     expect_count(page, 10_000)
@@ -843,5 +846,5 @@ def test_the_keyboard_is_enough_and_neither_spaces_nor_too_much_is_sent(server, 
     expect_status(page, "disconnected")
 
 
-def test_who_connects_and_says_nothing_is_dropped_after_a_minute(crowded):
+def test_who_connects_and_says_nothing_is_dropped(crowded):
     assert urllib.request.urlopen(crowded.url, timeout=60 + WAIT).status == 200

@@ -18,7 +18,7 @@ import socketio
 # open the database file; each statement is a transaction of its own
 # Unlike the page: never wait for another program's lock, or everyone waits with you.
 db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
-# Unlike the page: use a write-ahead log, or messages wait for every reader, and longer for the disk.
+# Unlike the page: use a write-ahead log, or messages wait for readers of chat.db, and longer for the disk.
 db.execute("PRAGMA journal_mode = WAL")
 # create our 'messages' table
 db.execute("""
@@ -63,9 +63,9 @@ def chat_message(sid, msg=None, client_offset=None, *more):
     Returns the ack: None, or {"error": str} where no retry can help.
     Raises sqlite3.Error if the message cannot be stored now: no ack, so the client retries.
     """
-    # Unlike the page: handle one message a turn, or a client that sends thousands holds up everyone.
+    # Unlike the page: give the others a turn first, or a client that sends thousands holds them up.
     sio.sleep(0)
-    # Unlike the page: refuse what is no proper text, or it is stored altered, or tried again and again.
+    # Unlike the page: refuse what is not two proper texts, or it is stored altered or tried again and again.
     if more or not is_text(msg) or not is_text(client_offset):
         return {"error": "expected two texts of 1 to 10,000 valid characters each"}
     try:
@@ -74,7 +74,7 @@ def chat_message(sid, msg=None, client_offset=None, *more):
             (msg, client_offset),
         )
     except sqlite3.IntegrityError as e:
-        # Unlike the page: send no ack for another constraint, one that you add, or its message is lost.
+        # Unlike the page: where another constraint refuses it, send no ack, or the message is lost.
         if e.sqlite_errorcode != SQLITE_CONSTRAINT_UNIQUE:
             raise
         # the message was already inserted, so we let the client know
@@ -98,8 +98,8 @@ def connect(sid, environ, auth):
         raise socketio.exceptions.ConnectionRefusedError(
             "auth must be an object, its serverOffset a whole number from 0 to 2^63 - 1"
         )
-    # Unlike the page: replay in a task, which runs after CONNECT, or a cut shows rows twice.
-    # (an event that a client calls "connect" comes here too, with another environ)
+    # Unlike the page: replay in a task, so that CONNECT leaves first, or a cut shows rows twice.
+    # (not for an event that a client calls "connect", which comes here too, with another environ)
     if environ is sio.get_environ(sid):
         sio.start_background_task(replay, sid, server_offset)
 
@@ -120,7 +120,7 @@ def replay(sid, server_offset):
             sio.sleep(1)
             continue
         if not rows:
-            # Unlike the page: let it in only now, or what is stored meanwhile comes twice or never.
+            # Unlike the page: let it in at this very moment, or a row comes twice (earlier) or never (later).
             return sio.enter_room(sid, "live")
         for server_offset, content in rows:  # the next turn starts after the last
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
@@ -143,8 +143,8 @@ if __name__ == "__main__":
     url = f"http://{host}:{listener.getsockname()[1]}".replace("0.0.0.0", "localhost")
     print(f"server running at {url}", flush=True)
     # each connection takes a file descriptor, and the server itself needs some
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 32
-    # Unlike the page: keep descriptors free and drop the silent, or nobody else gets in.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 32
+    # Unlike the page: keep descriptors free and drop the silent, or no newcomer gets in.
     eventlet.wsgi.server(
-        listener, app, max_size=most, socket_timeout=60, debug=False, log_output=False
+        listener, app, max_size=limit, socket_timeout=60, debug=False, log_output=False
     )

@@ -131,7 +131,7 @@ def join(server):
 
 @pytest.fixture
 def packets(server):
-    """A function that opens a raw WebSocket and has CONNECT answered, with this auth."""
+    """A function that opens a raw WebSocket, and unless auth is None has CONNECT answered."""
     with ExitStack() as stack:
 
         def packets(auth="", **options):
@@ -139,8 +139,9 @@ def packets(server):
             ws = websocket.create_connection(url, WAIT, **options)
             stack.enter_context(closing(ws))
             assert ws.recv().startswith("0{")
-            ws.send("40" + (auth and json.dumps(auth)))
-            ws.answer = ws.recv()
+            if auth is not None:
+                ws.send("40" + (auth and json.dumps(auth)))
+                ws.answer = ws.recv()
             return ws
 
         yield packets
@@ -157,11 +158,10 @@ def unavailable(reason):
 @pytest.fixture(scope="session")
 def browser():
     """Playwright's own Chromium, or the system's."""
-    system = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
     with sync_playwright() as playwright:
-        for path in None, *filter(None, system):
+        for name in "", "chromium", "chromium-browser", "google-chrome":
             with suppress(Error):
-                browser = playwright.chromium.launch(executable_path=path)
+                browser = playwright.chromium.launch(executable_path=shutil.which(name))
                 break
         else:
             unavailable("no Chromium: install it, or run .venv/bin/playwright install")
@@ -346,7 +346,7 @@ def test_any_client_may_join_and_two_may_write_the_same_text(join, transports):
     assert shown(one, 2) == shown(other, 2) == [["hello", 1], ["hello", 2]]
 
 
-def test_a_chat_db_of_the_nodejs_server_goes_on(server, join):
+def test_a_chat_db_with_the_tutorials_table_goes_on(server, join):
     server.query("DROP TABLE messages")
     server.query(
         "CREATE TABLE messages (id INTEGER PRIMARY KEY AUTOINCREMENT, "
@@ -406,13 +406,16 @@ def test_an_event_that_a_client_names_connect_does_not_replay_again(server, pack
 
 def test_newcomers_in_a_flood_see_each_message_once_and_in_order(server, packets):
     server.fill(300)
-    flood = packets({"serverOffset": 300})
-    for i in range(2000):
+    flood, newcomers = packets(), [packets(None) for _ in range(40)]
+    server.process.send_signal(signal.SIGSTOP)
+    for i in range(500):
         flood.send(f'42["{EVENT}","live","f-{i}"]')
-    newcomers = [packets() for _ in range(10)]
-    assert len(server.texts()) < 2300, "the flood was over too soon"
-    for newcomer in newcomers:
-        assert [next_id(newcomer) for _ in range(2300)] == list(range(1, 2301))
+    for i, newcomer in enumerate(newcomers):
+        newcomer.send(f'40{{"serverOffset":{i % 2 * 300}}}')
+    server.process.send_signal(signal.SIGCONT)
+    for i, newcomer in enumerate(newcomers):
+        ids = range(i % 2 * 300 + 1, 801)
+        assert [next_id(newcomer) for _ in ids] == list(ids)
 
 
 # Nobody holds up the others
@@ -432,7 +435,7 @@ def test_a_flood_stored_or_refused_lets_others_through(server, packets, text):
     assert server.texts()[:500].count("from another") == 50
 
 
-def test_a_long_history_is_read_page_by_page(server, packets):
+def test_a_long_history_is_read_in_parts(server, packets):
     server.fill(60_000)
     newcomer = packets()
     assert next_id(newcomer) == 1
@@ -466,7 +469,7 @@ def test_a_hundred_may_connect_at_once(server):
     server.process.send_signal(signal.SIGCONT)
 
 
-def test_when_file_descriptors_run_out_newcomers_wait(server, join):
+def test_when_file_descriptors_run_out_the_chat_goes_on(server, join):
     server.stop()
     server.start(files=128)
     with server.crowd(80):
@@ -553,7 +556,7 @@ def test_a_wrong_server_offset_is_refused(server, packets):
     assert "hello" in welcome.recv()
 
 
-def test_a_message_that_could_never_be_stored_is_answered_with_an_error(server, join):
+def test_what_is_not_two_proper_texts_is_answered_with_an_error(server, join):
     client, longest = join(), "x" * 10_000
     wrong = "", longest + "x", 5, None, ["x"], b"x", "\ud800"
     wrong = [pair for text in wrong for pair in ((text, "a-0"), ("hello", text))]
@@ -591,11 +594,10 @@ def test_an_error_inside_tells_a_stranger_nothing(server):
 
 
 def test_two_pages_talk_and_ask_nobody_but_their_server(server, tab):
-    requests, sockets, complaints = set(), [], []
+    requests, complaints = set(), []
 
     def watch(page):
         page.on("request", lambda request: requests.add(request.url))
-        page.on("websocket", lambda ws: sockets.append(ws.url))
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(error.message))
 
@@ -604,7 +606,6 @@ def test_two_pages_talk_and_ask_nobody_but_their_server(server, tab):
     expect_messages(other, "<b>hello</b>")
     write(other, "merhaba 👋 שלום")
     expect_messages(one, "<b>hello</b>", "merhaba 👋 שלום")
-    assert len(sockets) == 2
     if CLIENT.exists():
         assert requests == {f"{server.url}/", f"{server.url}/socket.io.min.js"}
         assert complaints == []
@@ -791,7 +792,6 @@ def test_who_is_at_the_end_stays_there_whatever_grows(server, join, tab):
     for _ in range(3):
         write(page, "waiting\nfor the server")
         assert at_the_end(page)
-    page.evaluate("outbox.replaceChildren()")
     page.evaluate("outbox.append(document.createElement('li'))")
     assert at_the_end(page)
 

@@ -32,10 +32,8 @@ db.execute("""
 # each client's messages are handled one after the other, in their order
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(__file__)
-static_files = {
-    "/": f"{here}/index.html",
-    "/socket.io.min.js": f"{here}/node_modules/socket.io-client/dist/socket.io.min.js",
-}
+client = f"{here}/node_modules/socket.io-client/dist/socket.io.min.js"
+static_files = {"/": f"{here}/index.html", "/socket.io.min.js": client}
 wsgi_app = socketio.WSGIApp(sio, static_files=static_files)
 
 
@@ -48,11 +46,8 @@ def app(environ, start_response):
 
 def is_text(value):
     """Return a bool: value is a str of 1 to 10,000 characters, none half a surrogate pair."""
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= 10_000
-        and not any("\ud800" <= character <= "\udfff" for character in value)
-    )
+    fits = isinstance(value, str) and 0 < len(value) <= 10_000
+    return fits and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 @sio.on("sohbet mesajı")
@@ -109,9 +104,9 @@ def replay(sid, server_offset):
     # the client may leave between two turns
     while sio.get_environ(sid):
         try:
-            # Unlike the page: read a hundred rows a turn, or a long history holds up everyone.
+            # Unlike the page: read a few rows a turn, or a long history holds up everyone.
             rows = db.execute(
-                "SELECT id, content FROM messages WHERE id > ? ORDER BY id LIMIT 100",
+                "SELECT id, content FROM messages WHERE id > ? ORDER BY id LIMIT 25",
                 (server_offset,),
             ).fetchall()
         except sqlite3.Error as e:
@@ -144,7 +139,13 @@ if __name__ == "__main__":
     print(f"server running at {url}", flush=True)
     # each connection takes a file descriptor, and the server itself needs some
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 32
-    # Unlike the page: keep descriptors free and drop the silent, or no newcomer gets in.
+    # Unlike the page: keep descriptors free, drop the silent and the idle, or no newcomer gets in.
     eventlet.wsgi.server(
-        listener, app, max_size=limit, socket_timeout=60, debug=False, log_output=False
+        listener,
+        app,
+        max_size=limit,
+        socket_timeout=60,
+        keepalive=False,
+        debug=False,
+        log_output=False,
     )

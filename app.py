@@ -1,24 +1,25 @@
 """Socket.IO tutorial, step 8 (client delivery): a chat that delivers each message exactly once.
 
-To be read beside the tutorial's page: the same order, the same names. "Unlike the page" marks what
-that page's code does not say; some of it Node.js does by itself. `python app.py` serves the chat;
-HOST and PORT come from the environment, chat.db lies in the working folder.
+To be read beside the tutorial: the same order, the same names. Two marks say where it differs, and why:
+"Exactly once:" where messages would otherwise be lost, doubled or out of order;
+"Unlike the tutorial:" where the chat would otherwise be slow, held up or less clear.
+`python app.py` serves it; HOST and PORT come from the environment, chat.db lies in the working folder.
 """
 
 import os
-import resource
 import signal
 import sqlite3
 from socket import IPPROTO_TCP, TCP_NODELAY
-from sqlite3 import SQLITE_CONSTRAINT_UNIQUE  # needs Python 3.11 or newer
 
 import eventlet.wsgi
 import socketio
+from socketio.exceptions import ConnectionRefusedError
 
-# open the database file; each statement is a transaction of its own
-# Unlike the page: never wait for another program's lock, or everyone waits with you.
+# open the database file
+# Exactly once: commit each statement at once, or a crash loses messages that were acknowledged.
+# Unlike the tutorial: never wait for another program's lock, or everyone waits with you.
 db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
-# Unlike the page: use a write-ahead log, or messages wait for readers of chat.db, and longer for the disk.
+# Unlike the tutorial: use a write-ahead log, or messages wait for readers of chat.db and longer for the disk.
 db.execute("PRAGMA journal_mode = WAL")
 # create our 'messages' table
 db.execute("""
@@ -29,19 +30,14 @@ db.execute("""
     )
 """)
 
-# each client's messages are handled one after the other, in their order
+# each client's messages are handled one after the other
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(__file__)
-client = f"{here}/node_modules/socket.io-client/dist/socket.io.min.js"
-static_files = {"/": f"{here}/index.html", "/socket.io.min.js": client}
-wsgi_app = socketio.WSGIApp(sio, static_files=static_files)
-
-
-def app(environ, start_response):
-    """Serve index.html, its Socket.IO client and Socket.IO itself: a WSGI application."""
-    # Unlike the page: refuse WebSocket compression, or each message is compressed for each client.
-    environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
-    return wsgi_app(environ, start_response)
+static_files = {
+    "/": f"{here}/index.html",
+    "/socket.io.min.js": f"{here}/node_modules/socket.io-client/dist/socket.io.min.js",
+}
+app = socketio.WSGIApp(sio, static_files=static_files)
 
 
 def is_text(value):
@@ -51,99 +47,106 @@ def is_text(value):
 
 
 @sio.on("sohbet mesajı")
-def chat_message(sid, msg=None, client_offset=None, *more):
+def chat_message(sid, msg, client_offset):
     """Store a message once, broadcast it once, acknowledge it each time it comes.
 
     Mirrors `socket.on('sohbet mesajı', (msg, clientOffset, callback))`: msg, client_offset: str.
     Returns the ack: None, or {"error": str} where no retry can help.
     Raises sqlite3.Error if the message cannot be stored now: no ack, so the client retries.
     """
-    # Unlike the page: give the others a turn first, or a client that sends thousands holds them up.
+    # Unlike the tutorial: give the others a turn first, or a client that sends thousands holds them up.
     sio.sleep(0)
-    # Unlike the page: refuse what is not two proper texts, or it is stored altered or tried again and again.
-    if more or not is_text(msg) or not is_text(client_offset):
-        return {"error": "expected two texts of 1 to 10,000 valid characters each"}
+    # Exactly once: refuse what is not two proper texts, or it is stored altered, again and again, or never.
+    if not (is_text(msg) and is_text(client_offset)):
+        return {"error": "a message needs 1 to 10,000 characters, none broken"}
     try:
-        result = db.execute(
-            "INSERT INTO messages (content, client_offset) VALUES (?, ?)",
-            (msg, client_offset),
-        )
+        sql = "INSERT INTO messages (content, client_offset) VALUES (?, ?)"
+        result = db.execute(sql, (msg, client_offset))
     except sqlite3.IntegrityError as e:
-        # Unlike the page: where another constraint refuses it, send no ack, or the message is lost.
-        if e.sqlite_errorcode != SQLITE_CONSTRAINT_UNIQUE:
-            raise
-        # the message was already inserted, so we let the client know
-        return
-    # Unlike the page: emit only to those who have caught up, or it overtakes the others' replay.
+        # Exactly once: acknowledge what is stored already, but nothing else, or what is refused is lost.
+        if e.sqlite_errorname == "SQLITE_CONSTRAINT_UNIQUE":
+            return
+        raise
+    # Exactly once: let no other task run between INSERT and emit, or messages are broadcast out of order.
+    # Exactly once: emit only to those who have all earlier rows, or this one comes twice or out of order.
     sio.emit("sohbet mesajı", (msg, result.lastrowid), to="live")
     # returning acknowledges the event
 
 
 @sio.event
 def connect(sid, environ, auth):
-    """Accept a client, and start to replay what it has missed.
+    """Accept a client, and start to replay what it has missed. Mirrors `io.on('connection')`.
 
-    Mirrors `io.on('connection')`. auth: None or a dict; its "serverOffset" (int, default 0)
-    is the last id that the client has seen. Raises ConnectionRefusedError for a wrong auth.
+    auth: a dict, whose "serverOffset" (int or str of digits, default 0) is the last id that the client
+    has seen; anything else counts as {}. Raises ConnectionRefusedError if it is not a whole number.
     """
-    auth = auth or {}
-    server_offset = (auth.get("serverOffset") or 0) if isinstance(auth, dict) else None
-    # Unlike the page: refuse a wrong offset, or its client gets no history, without a word.
-    if type(server_offset) is not int or not 0 <= server_offset < 2**63:
-        raise socketio.exceptions.ConnectionRefusedError(
-            "auth must be an object, its serverOffset a whole number from 0 to 2^63 - 1"
-        )
-    # Unlike the page: replay in a task, so that CONNECT leaves first, or a cut shows rows twice.
-    # (not for an event that a client calls "connect", which comes here too, with another environ)
-    if environ is sio.get_environ(sid):
-        sio.start_background_task(replay, sid, server_offset)
+    auth = auth if isinstance(auth, dict) else {}
+    server_offset = str(auth.get("serverOffset") or 0)
+    # Unlike the tutorial: refuse a wrong offset, or its client gets no history, without a word.
+    if not (server_offset.isascii() and server_offset.isdecimal()):
+        raise ConnectionRefusedError("serverOffset must be a whole number")
+    # Exactly once: replay in a task, so after the answer to CONNECT, or a cut before it shows rows twice.
+    sio.start_background_task(replay, sid, server_offset)
 
 
 def replay(sid, server_offset):
-    """Emit to one client each row after server_offset, in id order, then let it into the broadcast."""
-    # the client may leave between two turns
+    """Emit to a client, while it is there, each row after server_offset; then let it into the broadcast."""
     while sio.get_environ(sid):
         try:
-            # Unlike the page: read a few rows a turn, or a long history holds up everyone.
-            rows = db.execute(
-                "SELECT id, content FROM messages WHERE id > ? ORDER BY id LIMIT 25",
-                (server_offset,),
-            ).fetchall()
+            # Unlike the tutorial: read a few rows a turn, or a long history holds up everyone.
+            sql = "SELECT id, content FROM messages WHERE id > ? ORDER BY id LIMIT 25"
+            rows = db.execute(sql, (server_offset,)).fetchall()
         except sqlite3.Error as e:
             # something went wrong: try again, so that nothing is missed
             print(f"cannot read chat.db: {e} (trying again)", flush=True)
             sio.sleep(1)
             continue
         if not rows:
-            # Unlike the page: let it in at this very moment, or a row comes twice (earlier) or never (later).
+            # Exactly once: let no other task run between SELECT and this, or the client misses a message.
             return sio.enter_room(sid, "live")
-        for server_offset, content in rows:  # the next turn starts after the last
-            sio.emit("sohbet mesajı", (content, server_offset), to=sid)
+        for id, content in rows:
+            sio.emit("sohbet mesajı", (content, id), to=sid)
+        server_offset = rows[-1][0]
         sio.sleep(0)
 
 
 if __name__ == "__main__":
-    # Unlike the page: end at once, or Ctrl-C waits for every open request.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Unlike the page: listen on this machine only, or the whole network can read and write.
+    # Unlike the tutorial: serve as below, or a crowd, a cut request or a slow network holds up the others.
+    class Protocol(eventlet.wsgi.HttpProtocol):
+        def get_environ(self):
+            # no WebSocket compression: each message would be compressed anew for each client
+            environ = super().get_environ()
+            environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+            return environ
+
+        def finish(self):
+            # a request that is reset leaves this file open, until no descriptor is free and the server ends
+            with self.rfile:
+                super().finish()
+
+    # end at once (as process 1 of a container too): Ctrl-C alone would wait for every open request
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
+    # this machine only: on 0.0.0.0 the whole network can read and write
     host = os.environ.get("HOST") or "localhost"
     port = int(os.environ.get("PORT") or 3000)
     try:
-        # Unlike the page: queue many newcomers, share the port with no other server, or clients get lost.
-        listener = eventlet.listen((host, port), backlog=4096, reuse_port=False)
+        # Exactly once: share the port with no other server, or each client misses what goes to the other one.
+        listener = eventlet.listen((host, port), reuse_port=False, backlog=4096)
     except OSError as e:
         raise SystemExit(f"cannot listen on {host}:{port}: {e} (set HOST or PORT)")
-    # Unlike the page: send each packet at once, or an ack waits 40 ms behind its broadcast.
+    # send each packet at once, or an ack waits 40 ms behind its broadcast
     listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     url = f"http://{host}:{listener.getsockname()[1]}".replace("0.0.0.0", "localhost")
     print(f"server running at {url}", flush=True)
-    # each connection takes a file descriptor, and the server itself needs some
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 32
-    # Unlike the page: keep descriptors free, drop the silent and the idle, or no newcomer gets in.
+    # a connection takes a descriptor (on Windows two of select's 512), the server some; -1: no limit
+    files = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 512 // 2
     eventlet.wsgi.server(
         listener,
         app,
-        max_size=limit,
+        protocol=Protocol,
+        max_size=files - 32 if files > 0 else 10_000,
+        # drop the silent and the idle, or they keep newcomers out; show strangers no traceback
         socket_timeout=60,
         keepalive=False,
         debug=False,

@@ -2,7 +2,7 @@
 
 To be read beside the tutorial: the same order, the same names. Two marks say where it differs, and why:
 "Exactly once:" where messages would otherwise be lost, doubled or out of order;
-"Unlike the tutorial:" where the chat would otherwise be slow, held up or less clear.
+"Unlike the tutorial:" where it is for speed, crowds, safety or comfort.
 `python app.py` serves it; HOST and PORT come from the environment, chat.db lies in the working folder.
 """
 
@@ -19,7 +19,7 @@ from socketio.exceptions import ConnectionRefusedError
 # Exactly once: commit each statement at once, or a crash loses messages that were acknowledged.
 # Unlike the tutorial: never wait for another program's lock, or everyone waits with you.
 db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
-# Unlike the tutorial: use a write-ahead log, or messages wait for readers of chat.db and longer for the disk.
+# Unlike the tutorial: use a write-ahead log, or messages wait for whoever reads chat.db, and for the disk.
 db.execute("PRAGMA journal_mode = WAL")
 # create our 'messages' table
 db.execute("""
@@ -30,7 +30,7 @@ db.execute("""
     )
 """)
 
-# each client's messages are handled one after the other
+# one message of a client at a time, so that sleep (in chat_message) can let the others in between
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(__file__)
 static_files = {
@@ -41,7 +41,7 @@ app = socketio.WSGIApp(sio, static_files=static_files)
 
 
 def is_text(value):
-    """Return a bool: value is a str of 1 to 10,000 characters, none half a surrogate pair."""
+    """Return whether value is a str of 1 to 10,000 characters, none of them half a surrogate pair."""
     fits = isinstance(value, str) and 0 < len(value) <= 10_000
     return fits and not any("\ud800" <= char <= "\udfff" for char in value)
 
@@ -50,24 +50,24 @@ def is_text(value):
 def chat_message(sid, msg, client_offset):
     """Store a message once, broadcast it once, acknowledge it each time it comes.
 
-    Mirrors `socket.on('sohbet mesajı', (msg, clientOffset, callback))`: msg, client_offset: str.
+    Mirrors `socket.on('sohbet mesajı', (msg, clientOffset, callback))`. msg, client_offset: str.
     Returns the ack: None, or {"error": str} where no retry can help.
     Raises sqlite3.Error if the message cannot be stored now: no ack, so the client retries.
     """
     # Unlike the tutorial: give the others a turn first, or a client that sends thousands holds them up.
     sio.sleep(0)
-    # Exactly once: refuse what is not two proper texts, or it is stored altered, again and again, or never.
+    # Exactly once: refuse what is not two proper texts, or it is stored altered, with each retry, or never.
     if not (is_text(msg) and is_text(client_offset)):
         return {"error": "a message needs 1 to 10,000 characters, none broken"}
     try:
         sql = "INSERT INTO messages (content, client_offset) VALUES (?, ?)"
         result = db.execute(sql, (msg, client_offset))
     except sqlite3.IntegrityError as e:
-        # Exactly once: acknowledge what is stored already, but nothing else, or what is refused is lost.
+        # Exactly once: acknowledge only what is stored already, or what another constraint keeps out is lost.
         if e.sqlite_errorname == "SQLITE_CONSTRAINT_UNIQUE":
             return
         raise
-    # Exactly once: let no other task run between INSERT and emit, or messages are broadcast out of order.
+    # Exactly once: let no other task run between INSERT and emit, or messages come twice or out of order.
     # Exactly once: emit only to those who have all earlier rows, or this one comes twice or out of order.
     sio.emit("sohbet mesajı", (msg, result.lastrowid), to="live")
     # returning acknowledges the event
@@ -77,32 +77,32 @@ def chat_message(sid, msg, client_offset):
 def connect(sid, environ, auth):
     """Accept a client, and start to replay what it has missed. Mirrors `io.on('connection')`.
 
-    auth: a dict, whose "serverOffset" (int or str of digits, default 0) is the last id that the client
-    has seen; anything else counts as {}. Raises ConnectionRefusedError if it is not a whole number.
+    auth: a dict whose "serverOffset" (int or str of digits, default 0) is the last id that the client
+    has seen, else it counts as {}. Raises ConnectionRefusedError if serverOffset is no whole number.
     """
     auth = auth if isinstance(auth, dict) else {}
     server_offset = str(auth.get("serverOffset") or 0)
-    # Unlike the tutorial: refuse a wrong offset, or its client gets no history, without a word.
+    # Unlike the tutorial: refuse what is no whole number, or its client gets no history and is not told.
     if not (server_offset.isascii() and server_offset.isdecimal()):
         raise ConnectionRefusedError("serverOffset must be a whole number")
-    # Exactly once: replay in a task, so after the answer to CONNECT, or a cut before it shows rows twice.
+    # Exactly once: replay in a task, so after CONNECT is answered, or a link cut before shows rows twice.
     sio.start_background_task(replay, sid, server_offset)
 
 
 def replay(sid, server_offset):
-    """Emit to a client, while it is there, each row after server_offset; then let it into the broadcast."""
+    """Emit each row after server_offset to a client while it is connected, then let it into the broadcast."""
     while sio.get_environ(sid):
         try:
-            # Unlike the tutorial: read a few rows a turn, or a long history holds up everyone.
+            # Unlike the tutorial: read a few rows a turn, in id order, or a long history holds up everyone.
             sql = "SELECT id, content FROM messages WHERE id > ? ORDER BY id LIMIT 25"
             rows = db.execute(sql, (server_offset,)).fetchall()
         except sqlite3.Error as e:
-            # something went wrong: try again, so that nothing is missed
+            # Exactly once: try again, or who comes while chat.db cannot be read misses messages.
             print(f"cannot read chat.db: {e} (trying again)", flush=True)
             sio.sleep(1)
             continue
         if not rows:
-            # Exactly once: let no other task run between SELECT and this, or the client misses a message.
+            # Exactly once: let no other task run between SELECT and enter_room, or messages are missed.
             return sio.enter_room(sid, "live")
         for id, content in rows:
             sio.emit("sohbet mesajı", (content, id), to=sid)
@@ -111,7 +111,7 @@ def replay(sid, server_offset):
 
 
 if __name__ == "__main__":
-    # Unlike the tutorial: serve as below, or a crowd, a cut request or a slow network holds up the others.
+    # Unlike the tutorial: serve as each comment below says, or crowds and cut requests hold up or end it.
     class Protocol(eventlet.wsgi.HttpProtocol):
         def get_environ(self):
             # no WebSocket compression: each message would be compressed anew for each client
@@ -124,7 +124,7 @@ if __name__ == "__main__":
             with self.rfile:
                 super().finish()
 
-    # end at once (as process 1 of a container too): Ctrl-C alone would wait for every open request
+    # end at once (as process 1 of a container too): Python's own Ctrl-C waits for each open request
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, lambda number, frame: os._exit(128 + number))
     # this machine only: on 0.0.0.0 the whole network can read and write
@@ -139,14 +139,14 @@ if __name__ == "__main__":
     listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     url = f"http://{host}:{listener.getsockname()[1]}".replace("0.0.0.0", "localhost")
     print(f"server running at {url}", flush=True)
-    # a connection takes a descriptor (on Windows two of select's 512), the server some; -1: no limit
+    # a connection takes one descriptor (on Windows two of select's 512), the server some; -1: no limit
     files = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 512 // 2
     eventlet.wsgi.server(
         listener,
         app,
         protocol=Protocol,
         max_size=files - 32 if files > 0 else 10_000,
-        # drop the silent and the idle, or they keep newcomers out; show strangers no traceback
+        # drop the silent and the idle, or they keep newcomers out; show no traceback, log no request
         socket_timeout=60,
         keepalive=False,
         debug=False,

@@ -1,7 +1,7 @@
 """What step 8 promises, tried on a real `python app.py` and its page in a real Chromium.
 
-Some tests speak raw packets. The first digit is Engine.IO's (4: a message), the second Socket.IO's:
-40 CONNECT, and its answer; 44 refused; 42[...] EVENT; 427[...] EVENT that wants ack 7; 437[...] that ack.
+Raw packets: first Engine.IO's digit (0 open, 2 ping, 3 pong, 4 message), then Socket.IO's: 40 CONNECT,
+and its answer; 44 refused; 42[...] EVENT; 427[...] EVENT that wants ack 7; 437[...] that ack.
 """
 
 import json
@@ -36,6 +36,7 @@ POLLING = "/socket.io/?EIO=4&transport=polling"
 WEBSOCKET = "/socket.io/?EIO=4&transport=websocket"
 WAIT = 60  # seconds, until what must happen counts as not happening
 expect.set_options(timeout=WAIT * 1000)
+socket.setdefaulttimeout(WAIT)
 
 
 class Server:
@@ -49,12 +50,17 @@ class Server:
         """Return when it says where it runs; `files`: how many descriptors it may have."""
         command = [sys.executable, HERE / "app.py"]
         if files:
-            command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
+            command = ["sh", "-c", f'ulimit -n {files} && exec "$0" "$@"', *command]
+        # buffered, so that a line which app.py does not flush does not come
         ours = {"HOST": "", "PORT": str(self.port), "PYTHONUNBUFFERED": ""}
-        env = os.environ | ours | env
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                command, 0, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=log
+                command,
+                0,
+                cwd=self.folder,
+                env=os.environ | ours | env,
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
         line = self.next_line()
         running = re.fullmatch(r"server running at (http://.+:(\d+))\n", line)
@@ -65,6 +71,7 @@ class Server:
         return self
 
     def next_line(self):
+        """Return the next line that the server prints, or "nothing" where none comes."""
         printed = select.select([self.process.stdout], [], [], WAIT)[0]
         return self.process.stdout.readline().decode() if printed else "nothing"
 
@@ -95,7 +102,7 @@ class Server:
         )
 
     def connection(self):
-        return socket.create_connection(("localhost", self.port), WAIT)
+        return socket.create_connection(("localhost", self.port))
 
     def crowd(self, count):
         """Open connections that say nothing, closed at the end of a `with`."""
@@ -133,7 +140,7 @@ def server():
         server = Server(Path(folder)).start()
         with server.clients:
             yield server
-        server.stop()
+            server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -171,7 +178,7 @@ def tab(server, browser):
 
 
 def until(condition, page=None, passing=0):
-    """Wait until the condition holds; each look lets the page go on, its clock by `passing` ms."""
+    """Wait until the condition holds; each look lets the page's handlers run, its clock go on."""
     give_up = time.monotonic() + WAIT
     while not condition():
         assert time.monotonic() < give_up, "waited in vain"
@@ -186,7 +193,7 @@ def send(client, text, client_offset):
 
 
 def received_sorted(client, count):
-    """Return a Python client's next `count` messages, [text, id] each; it mixes their order."""
+    """Return a Python client's next `count` messages, [text, id] each; its threads mix them."""
     received = [client.receive(timeout=WAIT) for _ in range(count)]
     return sorted((message for _, *message in received), key=lambda message: message[1])
 
@@ -199,7 +206,7 @@ def receive(ws):
 
 
 def kind(packet):
-    """Return the digits that a packet begins with: "40", "42", "44", or "43" and the ack's number."""
+    """Return the digits that a packet begins with: its type, then the number of an ack."""
     return re.match(r"\d*", packet)[0]
 
 
@@ -218,89 +225,12 @@ def next_ids(ws, count):
     return [next_message(ws)[1] for _ in range(count)]
 
 
-def carry(page, lost=lambda packet, links: False, cut=lambda packet, links: False):
-    """Carry the page's WebSockets; return a list that gets the text of each message it sends.
-
-    lost(packet, links) and cut(packet, links) tell whether a packet of either side gets lost,
-    and whether its link is cut with it; links: how many the page has opened so far.
-    """
-    sent, links = [], []
-
-    def carry_link(to_page):
-        to_server = to_page.connect_to_server()
-        links.append(to_page)
-
-        def pass_on(packet, end):
-            if end is to_server and kind(packet).startswith("42"):
-                sent.append(json.loads(packet.lstrip("0123456789"))[1])
-            if cut(packet, len(links)):
-                to_page.close()
-                to_server.close()
-            elif not lost(packet, len(links)):
-                end.send(packet)
-
-        to_page.on_message(lambda packet: pass_on(packet, to_server))
-        to_server.on_message(lambda packet: pass_on(packet, to_page))
-
-    page.route_web_socket("**/socket.io/**", carry_link)
-    return sent
-
-
-def serving(server, change, system=""):
-    """Return the environment for a server that is started on another system, with a change."""
-    (server.folder / "sitecustomize.py").write_text(f"""
-import eventlet.wsgi, os, sys
-def serve(*args, do=eventlet.wsgi.server, **options):
-    {change}
-    do(*args, **options)
-eventlet.wsgi.server = serve
-{system}
-""")
-    return {"PYTHONPATH": str(server.folder)}
-
-
-def open_and_stop_the_clock(page):
-    page.clock.install(time=0)
-    page.clock.pause_at(1000)
-    page.goto("/")
-    expect_status(page, "connected")
-
-
-def write(page, text):
-    page.fill("#input", text)
-    page.press("#input", "Enter")
-
-
-def expect_status(page, text):
-    expect(page.locator("#status")).to_have_text(text)
-
-
-def expect_lines(page, *texts, where="#messages"):
-    expect(page.locator(f"{where} li")).to_have_text(texts)
-
-
-def expect_count(page, count, where="#messages"):
-    expect(page.locator(f"{where} li")).to_have_count(count)
-
-
-AROUND_LINES = """[...document.querySelectorAll("li")].map(line =>
-    ["::before", "::after"].map(where => getComputedStyle(line, where).content))"""
-
-
-def at_the_end(page):
-    """Whether the newest message is in sight, two frames from now."""
-    return page.evaluate("""async () => {
-        for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
-        return main.scrollTop + main.clientHeight >= main.scrollHeight - 1;
-    }""")
-
-
 # Stored, broadcast, acknowledged
 
 
 def test_a_message_is_stored_then_broadcast_then_acknowledged(server):
     ws = server.connected()
-    for id in 1, 2:  # an id is never used again
+    for id in 1, 2:  # again, once the row is gone: its id is not used again
         ws.send(f'42{id}["{EVENT}","hello","a-0"]')
         assert next_message(ws) == ["hello", id]
         row = server.query("SELECT id, client_offset, content FROM messages")
@@ -309,7 +239,7 @@ def test_a_message_is_stored_then_broadcast_then_acknowledged(server):
         server.query("DELETE FROM messages")
 
 
-@pytest.mark.parametrize("transports", [None, ["polling"], ["websocket"]])
+@pytest.mark.parametrize("transports", [None, ["polling"], ["websocket"]])  # None: both
 def test_any_client_may_join_and_two_may_write_the_same_text(server, transports):
     one, other = server.join(transports=transports), server.join(transports=transports)
     assert send(one, "hello", "a-0") is None
@@ -354,40 +284,31 @@ def test_a_message_that_another_constraint_keeps_out_gets_no_ack(server):
 
 def test_what_is_not_two_proper_texts_is_answered_with_an_error(server):
     client, longest = server.join(), "x" * 10_000
-    for wrong in "", longest + "x", 5, None, True, ["x"], {}, b"x", "\ud800":
+    for wrong in "", longest + "x", 5, None, True, ["x"], {}, b"x", "\ud800", "\udfff":
         for arguments in (wrong, "a-0"), ("hello", wrong):
             assert "needs 1 to 10,000" in client.call(EVENT, arguments)["error"]
     send(client, longest, longest)
     assert received_sorted(client, 1) == [[longest, 1]]
 
 
-def test_an_argument_too_few_or_too_many_stores_nothing(server):
-    ws = server.connected()
-    for ack, arguments in enumerate(["", ',"hello"', ',"hello","a-0",1']):
-        ws.send(f'42{ack}["{EVENT}"{arguments}]')
-    ws.send(f'423["{EVENT}","proper","a-0"]')
-    assert kinds(ws, 2) == ["42", "433"]
-    assert server.texts() == ["proper"]
-    log = server.log.read_text()
-    assert "missing 1 required positional argument: 'client_offset'" in log
-    assert "takes 3 positional arguments but 4 were given" in log
-
-
 @pytest.mark.parametrize("offset", [None, 0, 120, 250, 2**63, "", "120", "9" * 30])
 def test_after_connect_comes_what_followed_the_server_offset(server, offset):
     server.fill(250)
     ws = server.connected({"serverOffset": offset})
-    ws.send(f'42["{EVENT}","the next","a-0"]')
-    ids = range(min(int(offset or 0), 250) + 1, 252)
-    assert next_ids(ws, len(ids)) == list(ids)
+    for i in 0, 1:
+        ws.send(f'42["{EVENT}","and then","a-{i}"]')
+    seen = min(int(offset or 0), 250)
+    assert next_ids(ws, 252 - seen) == list(range(seen + 1, 253))
 
 
 def test_newcomers_in_a_flood_see_each_message_once_and_in_order(server):
     server.fill(300)
     flood = server.connected({"serverOffset": 300})
     newcomers = [server.raw() for _ in range(40)]
-    server.process.send_signal(signal.SIGSTOP)  # what is sent now is there at once
-    for i in range(1000):  # each message and a retry, so that newcomers do catch up
+    server.process.send_signal(signal.SIGSTOP)  # what is sent now is read in one go
+    for i in range(
+        1000
+    ):  # each and its retry: newcomers catch up in a turn without a row
         flood.send(f'42["{EVENT}","in the flood","f-{i // 2}"]')
     for i, newcomer in enumerate(newcomers):
         newcomer.send(f'40{{"serverOffset":{i % 2 * 300}}}')
@@ -398,7 +319,69 @@ def test_newcomers_in_a_flood_see_each_message_once_and_in_order(server):
         assert next_ids(newcomer, len(ids)) == list(ids)
 
 
+def test_a_history_that_cannot_be_read_is_read_later(server):
+    server.fill(2)
+    server.query("ALTER TABLE messages RENAME TO away")
+    ws = server.connected()
+    assert "no such table: messages (trying again)" in server.next_line()
+    server.query("ALTER TABLE away RENAME TO messages")
+    assert next_ids(ws, 2) == [1, 2]
+
+
 # Exactly once, whatever the page's link does
+
+
+def carry(page, lost=lambda packet, link: False, cut=lambda packet, link: False):
+    """Carry the page's WebSockets; return a list that gets the text of each message it sends.
+
+    lost(packet, link) and cut(packet, link), asked after that, tell whether a packet of either
+    side gets lost, and whether its link is cut with it; link: 1 for the page's first, 2 ...
+    """
+    sent, links = [], []
+
+    def carry_link(to_page):
+        to_server = to_page.connect_to_server()
+        links.append(to_page)
+        number = len(links)
+
+        def pass_on(packet, end):
+            if end is to_server and kind(packet).startswith("42"):
+                sent.append(json.loads(packet.lstrip("0123456789"))[1])
+            if cut(packet, number):
+                to_page.close()
+                to_server.close()
+            elif not lost(packet, number):
+                end.send(packet)
+
+        to_page.on_message(lambda packet: pass_on(packet, to_server))
+        to_server.on_message(lambda packet: pass_on(packet, to_page))
+
+    page.route_web_socket("**/socket.io/**", carry_link)
+    return sent
+
+
+def open_and_stop_the_clock(page):
+    page.clock.install(time=0)
+    page.clock.pause_at(1000)  # seconds; fast_forward and run_for take milliseconds
+    page.goto("/")
+    expect_status(page, "connected")
+
+
+def write(page, text):
+    page.fill("#input", text)
+    page.press("#input", "Enter")
+
+
+def expect_status(page, text):
+    expect(page.locator("#status")).to_have_text(text)
+
+
+def expect_lines(page, *texts, where="#messages"):
+    expect(page.locator(f"{where} li")).to_have_text(texts)
+
+
+def expect_count(page, count, where="#messages"):
+    expect(page.locator(f"{where} li")).to_have_count(count)
 
 
 def test_lines_that_two_pages_write_offline_are_not_taken_for_one(server, tab):
@@ -412,9 +395,19 @@ def test_lines_that_two_pages_write_offline_are_not_taken_for_one(server, tab):
         expect_lines(page, "written offline", "written offline")
 
 
+def test_lines_come_in_order_though_each_try_of_the_first_cuts_the_link(server, tab):
+    page = tab(None)
+    sent = carry(page, cut=lambda packet, link: '"one"' in packet and link < 6)
+    page.goto("/")
+    write(page, "one")
+    write(page, "two")
+    expect_lines(page, "one", "two")
+    assert sent == ["one"] * 6 + ["two"]
+
+
 def test_lines_written_on_a_silent_link_come_in_order(server, tab):
     page, is_silent = tab(None), False
-    sent = carry(page, lost=lambda packet, links: is_silent and links == 1)
+    sent = carry(page, lost=lambda packet, link: is_silent and link == 1)
     open_and_stop_the_clock(page)
     is_silent = True
     write(page, "one")
@@ -426,17 +419,6 @@ def test_lines_written_on_a_silent_link_come_in_order(server, tab):
     expect_status(page, "reconnecting")
     page.clock.fast_forward(5_000)
     expect_lines(page, "one", "two")
-    expect_count(page, 0, "#outbox")
-
-
-def test_lines_come_in_order_though_each_try_of_the_first_cuts_the_link(server, tab):
-    page = tab(None)
-    sent = carry(page, cut=lambda packet, links: '"one"' in packet and links < 6)
-    page.goto("/")
-    write(page, "one")
-    write(page, "two")
-    expect_lines(page, "one", "two")
-    assert sent == ["one"] * 6 + ["two"]
 
 
 def test_lines_written_while_chat_db_is_locked_come_in_order(server, tab):
@@ -447,15 +429,15 @@ def test_lines_written_while_chat_db_is_locked_come_in_order(server, tab):
         for text in "one", "two", "three":
             write(page, text)
         tries = lambda: server.log.read_text().count("sqlite3.OperationalError")
-        until(lambda: tries() > 6, page, passing=1000)
-    until(lambda: page.locator("#outbox li").count() == 0, page, passing=1000)
+        until(lambda: tries() > 6, page, passing=1000)  # the link is given up as well
+    until(lambda: page.locator("#outbox li").count() == 0, page, passing=100)
     expect_lines(page, "one", "two", "three")
 
 
 def test_after_waking_up_a_line_is_sent_once_and_the_next_is_not_lost(server, tab):
     page = tab(None)
     sent = carry(
-        page, lost=lambda packet, links: '"two"' in packet and sent.count("two") < 2
+        page, lost=lambda packet, link: '"two"' in packet and sent.count("two") < 2
     )
     open_and_stop_the_clock(page)
     page.clock.set_system_time(100_000)  # it slept: the link is old, no timer has run
@@ -472,17 +454,17 @@ def test_after_waking_up_a_line_is_sent_once_and_the_next_is_not_lost(server, ta
 class Proxy:
     """Cuts each link at one of the client's first 4 to 12 chunks, which may still arrive."""
 
-    def __init__(self, server, seed):
-        self.server, self.random, self.cuts = server, random.Random(seed), 0
+    def __init__(self, server):
+        self.server, self.random, self.cuts = server, random.Random(8), 0
         self.listener = socket.create_server(("localhost", 0))
         self.url = f"http://localhost:{self.listener.getsockname()[1]}"
         threading.Thread(target=self.accept, daemon=True).start()
 
     def accept(self):
-        with suppress(OSError):  # the listener is closed at the end
+        with suppress(OSError):  # the listener is closed at the end, or times out
             while True:
-                link = self.listener.accept()[0], self.random.randint(4, 12)
-                threading.Thread(target=self.carry, args=link, daemon=True).start()
+                args = self.listener.accept()[0], self.random.randint(4, 12)
+                threading.Thread(target=self.carry, args=args, daemon=True).start()
 
     def carry(self, client, chunks):
         with client, suppress(OSError), self.server.connection() as server:
@@ -491,21 +473,21 @@ class Proxy:
                     data = end.recv(65536)
                     if not data:
                         return
-                    chunks -= end is client
+                    if end is client:
+                        chunks -= 1
                     if chunks or self.random.random() < 0.7:
                         (server if end is client else client).sendall(data)
             self.cuts += 1
 
 
 def test_through_cuts_and_kills_pages_show_each_line_once_and_in_order(server, tab):
-    seed, written, pages = 8, [], []
-    proxy = Proxy(server, seed)
+    proxy, written, pages = Proxy(server), [], []
     server.fill(3000)
 
     def everyone_writes(count):
         """Each page's form is submitted `count` times, faster than it gets acks."""
         for page in pages * count:
-            written.append(f"line {len(written)}")
+            written.append(f"{pages.index(page)} writes line {len(written)}")
             page.evaluate("l => (input.value = l, form.requestSubmit())", written[-1])
 
     with closing(proxy.listener):
@@ -521,53 +503,74 @@ def test_through_cuts_and_kills_pages_show_each_line_once_and_in_order(server, t
         for page in pages:
             expect_count(page, 0, "#outbox")
         stored = server.texts()
-        assert sorted(stored[3000:]) == sorted(written), f"seed {seed}"
+        author = lambda text: text[0]
+        assert sorted(stored[3000:], key=author) == sorted(written, key=author)
         for page in pages:
             expect(page.locator("#messages li").last).to_have_text(stored[-1])
-            texts = page.locator("#messages li").all_text_contents()
-            assert texts == stored, f"seed {seed}"
+            assert page.locator("#messages li").all_text_contents() == stored
     assert proxy.cuts > 10
 
 
-# Nobody holds up the others, or keeps them out
+# Nobody holds up the others, keeps them out, or ends the server
 
 
-@pytest.mark.parametrize("text, rows", [("stored", 1051), ("", 51)])
-def test_a_flood_stored_or_refused_lets_others_through(server, text, rows):
-    flood, others = server.connected(), [server.connected() for _ in range(50)]
-    server.process.send_signal(signal.SIGSTOP)
-    for i in range(1000):
-        flood.send(f'42["{EVENT}","{text}","f-{i}"]')
-    flood.send(f'42["{EVENT}","last of the flood","f"]')
-    for i, other in enumerate(others):
-        other.send(f'42["{EVENT}","from another","o-{i}"]')
-    server.process.send_signal(signal.SIGCONT)
-    until(lambda: len(server.texts()) == rows)
-    assert server.texts()[:500].count("from another") == 50
-    assert server.texts()[-1] == "last of the flood"
+def test_who_reads_chat_db_keeps_nobody_from_writing(server):
+    client = server.join()
+    send(client, "one", "a-0")
+    with server.database() as db:
+        db.execute("BEGIN")
+        assert db.execute("SELECT content FROM messages").fetchone()  # still being read
+        assert send(client, "two", "a-1") is None
 
 
-def test_a_long_history_is_read_in_parts(server):
-    server.fill(60_000)
-    newcomer = server.connected()
-    assert next_ids(newcomer, 1) == [1]
-    server.process.send_signal(signal.SIGSTOP)
-    server.query("DELETE FROM messages WHERE id < 60000")
-    server.process.send_signal(signal.SIGCONT)
-    ids = [1]
-    while ids[-1] < 60_000:
-        ids += next_ids(newcomer, 1)
-    assert ids == [*range(1, len(ids)), 60_000] and len(ids) < 60_000
+def test_a_locked_database_delays_nobody_and_gives_no_ack(server):
+    ws = server.connected()
+    with server.database() as db:
+        db.execute("BEGIN IMMEDIATE")
+        for i in range(100):  # 5 s each, were it to wait for the lock
+            ws.send(f'421["{EVENT}","hello","a-{i}"]')
+        ws.send(f'422["{EVENT}","","b-0"]')
+        assert receive(ws).startswith('432[{"error"')  # the others got no ack
+    ws.send(f'423["{EVENT}","hello","a-0"]')
+    assert kinds(ws, 2) == ["42", "433"]
+    assert server.texts() == ["hello"]
 
 
 def test_a_client_that_offers_compression_gets_plain_frames(server):
-    server.connected(header=["Sec-WebSocket-Extensions: permessage-deflate"])
+    ws = server.connected(header=["Sec-WebSocket-Extensions: permessage-deflate"])
+    assert "sec-websocket-extensions" not in ws.headers
 
 
 def test_a_hundred_may_connect_at_once(server):
     server.process.send_signal(signal.SIGSTOP)
-    server.crowd(100).close()
+    server.crowd(100).close()  # the kernel's queue has taken them all
     server.process.send_signal(signal.SIGCONT)
+
+
+def test_who_has_loaded_the_page_keeps_no_place(server):
+    with server.connection() as link:
+        link.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert b"\r\nConnection: close\r\n" in link.makefile("rb").read()
+
+
+def serving(server, change, system=""):
+    """Make Python run `system` first, and `change` before it serves: return what start() needs."""
+    (server.folder / "sitecustomize.py").write_text(f"""
+import eventlet.wsgi, os, sys
+def serve(*args, do=eventlet.wsgi.server, **options):
+    {change}
+    do(*args, **options)
+eventlet.wsgi.server = serve
+{system}
+""")
+    return {"PYTHONPATH": str(server.folder)}
+
+
+def test_who_connects_and_says_nothing_is_dropped(server):
+    server.stop()
+    server.start(files=64, **serving(server, "options['socket_timeout'] /= 60"))  # 1 s
+    with server.crowd(40):
+        assert urllib.request.urlopen(server.url, timeout=WAIT).status == 200
 
 
 def test_when_file_descriptors_run_out_the_chat_goes_on(server):
@@ -582,7 +585,7 @@ def test_when_file_descriptors_run_out_the_chat_goes_on(server):
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("path", ["/", "/socket.io.min.js", POLLING, WEBSOCKET])
-def test_requests_reset_before_they_are_answered_end_nothing(server, method, path):
+def test_requests_reset_before_an_answer_leave_no_file_open(server, method, path):
     server.stop()
     server.start(files=512)
     request = f"{method} {path} HTTP/1.1\r\nContent-Length: 2\r\n"
@@ -594,26 +597,13 @@ def test_requests_reset_before_they_are_answered_end_nothing(server, method, pat
         for _ in range(100):
             with server.connection() as link:
                 link.sendall(f"{request}\r\n40".encode())
-                reset = struct.pack("ii", 1, 0)
+                reset = struct.pack("ii", 1, 0)  # on, 0 s: closing sends a reset
                 link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
         server.process.send_signal(signal.SIGCONT)
         urllib.request.urlopen(server.url, timeout=WAIT).close()
     assert send(server.join(), "hello", "a-0") is None
     if sys.platform == "linux":
         until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) < 20)
-
-
-def test_who_has_loaded_the_page_keeps_no_place(server):
-    with server.connection() as link:
-        link.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        assert b"\r\nConnection: close\r\n" in link.makefile("rb").read()
-
-
-def test_who_connects_and_says_nothing_is_dropped(server):
-    server.stop()
-    server.start(files=64, **serving(server, "options['socket_timeout'] /= 60"))
-    with server.crowd(40):
-        assert urllib.request.urlopen(server.url, timeout=WAIT).status == 200
 
 
 def test_a_slow_reader_gets_a_long_answer_whole(server):
@@ -631,37 +621,31 @@ def test_a_slow_reader_gets_a_long_answer_whole(server):
     assert [json.loads(packet[2:])[2] for packet in messages] == list(range(1, 801))
 
 
-def test_a_locked_database_holds_up_nobody_and_loses_nothing(server):
-    ws = server.connected()
-    with server.database() as db:
-        db.execute("BEGIN IMMEDIATE")
-        for i in range(100):  # were it to wait for the lock, it would do so each time
-            ws.send(f'421["{EVENT}","hello","a-{i}"]')
-        ws.send(f'422["{EVENT}","","b-0"]')
-        assert receive(ws).startswith('432[{"error"')  # the others got no ack
-    ws.send(f'423["{EVENT}","hello","a-0"]')
-    assert kinds(ws, 2) == ["42", "433"]
-    assert server.texts() == ["hello"]
+def test_a_long_history_keeps_nobody_waiting(server):
+    server.fill(10_000)
+    ws, before = server.raw(), 0
+    server.process.send_signal(signal.SIGSTOP)
+    ws.send("40")
+    ws.send(f'421["{EVENT}","hello","a-0"]')
+    server.process.send_signal(signal.SIGCONT)
+    while kind(receive(ws)) != "431":
+        before += 1
+    assert before < 1000
 
 
-def test_who_reads_chat_db_keeps_nobody_from_writing(server):
-    client = server.join()
-    send(client, "one", "a-0")
-    with server.database() as db:
-        assert db.execute("BEGIN").execute("SELECT content FROM messages").fetchone()
-        assert send(client, "two", "a-1") is None
-
-
-def test_a_history_that_cannot_be_read_is_read_later(server):
-    server.fill(2)
-    server.query("ALTER TABLE messages RENAME TO away")
-    ws = server.connected()
-    assert "no such table: messages (trying again)" in server.next_line()
-    server.query("ALTER TABLE away RENAME TO messages")
-    assert next_ids(ws, 2) == [1, 2]
-
-
-# Serving, and nonsense
+@pytest.mark.parametrize("text, rows", [("stored", 1051), ("", 51)])
+def test_a_flood_stored_or_refused_lets_others_through(server, text, rows):
+    flood, others = server.connected(), [server.connected() for _ in range(50)]
+    server.process.send_signal(signal.SIGSTOP)
+    for i in range(1000):
+        flood.send(f'42["{EVENT}","{text}","f-{i}"]')
+    flood.send(f'42["{EVENT}","last of the flood","f"]')
+    for i, other in enumerate(others):
+        other.send(f'42["{EVENT}","from another","o-{i}"]')
+    server.process.send_signal(signal.SIGCONT)
+    until(lambda: len(server.texts()) == rows)
+    assert server.texts()[:500].count("from another") == 50
+    assert server.texts()[-1] == "last of the flood"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -678,17 +662,17 @@ def test_it_ends_at_once_even_with_a_long_poll_open(server, how):
 
 def test_it_starts_where_nobody_says_how_many_files_it_may_open(server):
     windows = "del os.sysconf; sys.modules['resource'] = None"
-    for system, most in (windows, 256), ("os.sysconf = lambda _: -1", 10**9):
+    for system, limit in (windows, 256), ("os.sysconf = lambda _: -1", 10**9):
         server.stop()
         say = "print(options['max_size'], flush=True)"
         server.start(**serving(server, say, system))
-        assert 200 < int(server.next_line()) <= most
+        assert 200 < int(server.next_line()) <= limit
         assert urllib.request.urlopen(server.url).status == 200
 
 
 def test_a_second_server_at_the_same_address_says_that_it_is_taken(server):
     server.stop()
-    server.start()  # now at a port that was asked for by number
+    server.start()  # at a number: eventlet never shares port 0
     refused = pytest.raises(pytest.fail.Exception)
     with TemporaryDirectory() as folder, refused as refusal:
         Server(Path(folder), server.port).start().stop()
@@ -704,10 +688,10 @@ def test_only_this_machine_gets_in_unless_host_says_otherwise(server):
         assert server.start(HOST=host).url == f"http://{printed}:{server.port}"
         assert urllib.request.urlopen(server.url).status == 200
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.2", server.port), WAIT)
+            socket.create_connection(("127.0.0.2", server.port))
     server.stop()
     assert server.start(HOST="0.0.0.0").url == f"http://localhost:{server.port}"
-    socket.create_connection(("127.0.0.2", server.port), WAIT).close()
+    socket.create_connection(("127.0.0.2", server.port)).close()  # as from another one
 
 
 def test_a_wrong_server_offset_is_refused(server):
@@ -721,6 +705,17 @@ def test_a_wrong_server_offset_is_refused(server):
         assert receive(ws) == '44{"message":"serverOffset must be a whole number"}'
 
 
+def test_an_argument_too_few_or_too_many_stores_nothing(server):
+    ws = server.connected()
+    for ack, arguments in enumerate(["", ',"hello"', ',"hello","a-0",1']):
+        ws.send(f'42{ack}["{EVENT}"{arguments}]')
+    ws.send(f'423["{EVENT}","proper","a-0"]')
+    assert kinds(ws, 2) == ["42", "433"]
+    assert server.texts() == ["proper"]
+    log = server.log.read_text()
+    assert log.count("TypeError") == 3 and "'client_offset'" in log
+
+
 def test_nonsense_does_not_disturb_an_honest_client(server):
     client = server.connected()
     too_much = f'42["{EVENT}","{"x" * 1_000_000}","a-0"]'
@@ -728,7 +723,8 @@ def test_nonsense_does_not_disturb_an_honest_client(server):
     broken = "x", "9", "4", "42", "42[", "42{}", "42[]", "42[null]", "43", "44", "451-"
     for nonsense in (too_much, *unknown, *broken):
         with suppress(OSError):  # what is too much is cut off while it is being sent
-            server.raw().send(nonsense)
+            server.connected({"serverOffset": 1}).send(nonsense)
+    server.connected({"serverOffset": 1})  # by now the server has read all that
     client.send(f'421["{EVENT}","hello","a-0"]')
     assert next_message(client) == ["hello", 1]
 
@@ -740,12 +736,20 @@ def test_a_page_of_another_site_gets_no_connection(server):
 
 def test_an_error_inside_tells_a_stranger_nothing(server):
     with server.connection() as link:
-        link.sendall(b"GET * HTTP/1.0\r\n\r\n")
+        link.sendall(b"GET * HTTP/1.0\r\n\r\n")  # python-engineio stumbles over it
         head, body = link.makefile("rb").read().split(b"\r\n\r\n")
     assert (head[:13], body) == (b"HTTP/1.1 500 ", b"")
 
 
 # The page
+
+
+def at_the_end(page):
+    """Whether the newest message is in sight, two frames from now."""
+    return page.evaluate("""async () => {
+        for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
+        return main.scrollTop + main.clientHeight >= main.scrollHeight - 1;
+    }""")
 
 
 def test_two_pages_talk_and_ask_nobody_but_their_server(server, tab):
@@ -760,9 +764,10 @@ def test_two_pages_talk_and_ask_nobody_but_their_server(server, tab):
     expect_lines(other, "<b>hello</b>")
     write(other, "merhaba 👋 שלום")
     expect_lines(one, "<b>hello</b>", "merhaba 👋 שלום")
-    assert complaints == []
-    client = f"{server.url}/socket.io.min.js"
-    assert requests - {CDN} == {f"{server.url}/", client}  # and no polling
+    assert "polling" not in str(requests)
+    if CLIENT.exists():
+        assert requests == {f"{server.url}/", f"{server.url}/socket.io.min.js"}
+        assert complaints == []
 
 
 def test_without_npm_the_client_comes_from_the_cdn_or_the_page_says_why(tab):
@@ -796,6 +801,8 @@ def test_a_line_typed_before_the_client_is_there_is_kept(tab):
 
 
 def test_a_refused_line_shows_why_and_leaving_asks_only_for_waiting_lines(tab):
+    around = """[...document.querySelectorAll("li")].map(line =>
+        ["::before", "::after"].map(where => getComputedStyle(line, where).content))"""
     page, asked = tab(), []
     page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
     page.evaluate("input.value = 'broken \\ud800'")
@@ -804,14 +811,13 @@ def test_a_refused_line_shows_why_and_leaving_asks_only_for_waiting_lines(tab):
     expect_lines(page, "next")
     reason = "(refused: a message needs 1 to 10,000 characters, none broken)"
     expect(page.get_by_role("alert")).to_contain_text(reason)
-    assert page.evaluate(AROUND_LINES) == [['"1\u2002"', "none"], ["none", "none"]]
+    assert page.evaluate(around) == [['"1\u2002"', "none"], ["none", "none"]]
     page.reload()
     expect_lines(page, "next")
     assert asked == []
     page.click('"Disconnect"')
     write(page, "not sent")
-    around = [['"1\u2002"', "none"], ["none", '"· waiting"']]  # ids, and what waits
-    assert page.evaluate(AROUND_LINES) == around
+    assert page.evaluate(around) == [['"1\u2002"', "none"], ["none", '"· waiting"']]
     page.reload()
     assert asked == ["beforeunload"]
 
@@ -835,8 +841,9 @@ def test_new_messages_are_announced_in_a_busy_room_but_not_the_history(server, t
     writer, page = server.connected({"serverOffset": 300}), tab(None)
     open_and_stop_the_clock(page)
     expect_count(page, 300)
-    assert not page.evaluate("messages.ariaLive")
     for i in range(8):
+        if i == 5:
+            assert not page.evaluate("messages.ariaLive")
         writer.send(f'421["{EVENT}","new","a-{i}"]')
         expect_count(page, 301 + i)
         page.clock.run_for(700)
@@ -854,7 +861,7 @@ def test_a_history_of_ten_thousand_is_not_scrolled_for_each_message(server, tab)
     page.goto("/")
     expect_count(page, 10_000)
     until(lambda: at_the_end(page))
-    assert 0 < page.evaluate("scrolls") < 2000
+    assert 0 < page.evaluate("scrolls") < 9000
 
 
 def test_who_is_at_the_end_stays_there_and_who_scrolled_up_stays_too(server, tab):
@@ -882,10 +889,10 @@ def test_who_is_at_the_end_stays_there_and_who_scrolled_up_stays_too(server, tab
 
 def test_the_text_grows_with_the_window_and_fits_a_narrow_one(server, tab):
     page = tab()
-    for width, size in (2560, 32), (1920, 31.7), (1280, 22.7), (800, 16), (320, 16):
+    font = "Math.round(parseFloat(getComputedStyle(messages).fontSize))"
+    for width, size in (2560, 32), (1920, 32), (1280, 23), (800, 16), (320, 16):
         page.set_viewport_size({"width": width, "height": 480})
-        found = page.evaluate("parseFloat(getComputedStyle(messages).fontSize)")
-        assert found == pytest.approx(size, abs=0.5)
+        until(lambda size=size: page.evaluate(font) == size)
     write(page, "long" * 100)
     expect_lines(page, "long" * 100)
     page.evaluate("document.documentElement.style.fontSize = '200%'")
@@ -903,11 +910,11 @@ def test_the_keyboard_is_enough_and_neither_spaces_nor_too_much_is_sent(tab):
     page.keyboard.insert_text("x" * 10_001)
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
-    sent = "   one ", "👋" * 10_000, "a line of\u2028two paragraphs"
-    expect_lines(page, *sent)
-    kept = page.evaluate("input.validity.patternMismatch && input.value.length")
-    assert kept == 10_001
-    assert page.evaluate("input.title") == "at most 10,000 characters"
-    for key in "Shift+Tab", "Shift+Tab", "Enter":  # from the input, which is at fault
+    expect_count(page, 3)
+    stored = ["   one ", "👋" * 10_000, "a line of\u2028two paragraphs"]
+    assert page.locator("#messages li").all_text_contents() == stored
+    state = "[input.validity.patternMismatch, input.value.length, input.title]"
+    assert page.evaluate(state) == [True, 10_001, "at most 10,000 characters"]
+    for key in "Shift+Tab", "Shift+Tab", "Enter":  # from the input, focused as invalid
         page.keyboard.press(key)
     expect_status(page, "disconnected")

@@ -56,7 +56,7 @@ def chat_message(sid, msg, client_offset):
     """
     # Unlike the tutorial: give the others a turn first, or a client that sends thousands holds them up.
     sio.sleep(0)
-    # Exactly once: refuse what is not two proper texts, or it is stored altered, with each retry, or never.
+    # Exactly once: refuse all but two proper texts, or they are stored altered, at each retry, or never.
     if not (is_text(msg) and is_text(client_offset)):
         return {"error": "a message needs 1 to 10,000 characters, none broken"}
     try:

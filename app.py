@@ -19,7 +19,7 @@ from socketio.exceptions import ConnectionRefusedError
 # Exactly once: commit each statement at once, or a crash loses messages that were acknowledged.
 # Unlike the tutorial: never wait for another program's lock, or everyone waits with you.
 db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
-# Unlike the tutorial: use a write-ahead log, or messages wait for whoever reads chat.db, and for the disk.
+# Unlike the tutorial: use a write-ahead log, or writing waits for whoever reads chat.db, and is slower.
 db.execute("PRAGMA journal_mode = WAL")
 # create our 'messages' table
 db.execute("""
@@ -30,7 +30,7 @@ db.execute("""
     )
 """)
 
-# one message of a client at a time, so that sleep (in chat_message) can let the others in between
+# take each client's messages one by one, so that chat_message's sleep lets other clients in
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(__file__)
 static_files = {
@@ -56,14 +56,14 @@ def chat_message(sid, msg, client_offset):
     """
     # Unlike the tutorial: give the others a turn first, or a client that sends thousands holds them up.
     sio.sleep(0)
-    # Exactly once: refuse all but two proper texts, or they are stored altered, at each retry, or never.
+    # Exactly once: refuse a bad msg or offset, or it is stored altered, at each retry, or never.
     if not (is_text(msg) and is_text(client_offset)):
         return {"error": "a message needs 1 to 10,000 characters, none broken"}
     try:
         sql = "INSERT INTO messages (content, client_offset) VALUES (?, ?)"
         result = db.execute(sql, (msg, client_offset))
     except sqlite3.IntegrityError as e:
-        # Exactly once: acknowledge only what is stored already, or what another constraint keeps out is lost.
+        # Exactly once: acknowledge a UNIQUE error only, or what another constraint keeps out is lost.
         if e.sqlite_errorname == "SQLITE_CONSTRAINT_UNIQUE":
             return
         raise
@@ -78,26 +78,26 @@ def connect(sid, environ, auth):
     """Accept a client, and start to replay what it has missed. Mirrors `io.on('connection')`.
 
     auth: a dict whose "serverOffset" (int or str of digits, default 0) is the last id that the client
-    has seen, else it counts as {}. Raises ConnectionRefusedError if serverOffset is no whole number.
+    has seen; any other counts as {}. Raises ConnectionRefusedError if serverOffset is no whole number.
     """
     auth = auth if isinstance(auth, dict) else {}
     server_offset = str(auth.get("serverOffset") or 0)
     # Unlike the tutorial: refuse what is no whole number, or its client gets no history and is not told.
     if not (server_offset.isascii() and server_offset.isdecimal()):
         raise ConnectionRefusedError("serverOffset must be a whole number")
-    # Exactly once: replay in a task, so after CONNECT is answered, or a link cut before shows rows twice.
+    # Exactly once: replay in a task, which runs after CONNECT is answered, or a cut link shows rows twice.
     sio.start_background_task(replay, sid, server_offset)
 
 
 def replay(sid, server_offset):
-    """Emit each row after server_offset to a client while it is connected, then let it into the broadcast."""
+    """Emit each later row, in id order, while the client is connected; then let it into the broadcast."""
     while sio.get_environ(sid):
         try:
-            # Unlike the tutorial: read a few rows a turn, in id order, or a long history holds up everyone.
+            # Unlike the tutorial: read a few rows a turn, or a long history holds up everyone.
             sql = "SELECT id, content FROM messages WHERE id > ? ORDER BY id LIMIT 25"
             rows = db.execute(sql, (server_offset,)).fetchall()
         except sqlite3.Error as e:
-            # Exactly once: try again, or who comes while chat.db cannot be read misses messages.
+            # Exactly once: try again, or whoever comes while chat.db cannot be read misses messages.
             print(f"cannot read chat.db: {e} (trying again)", flush=True)
             sio.sleep(1)
             continue
@@ -111,7 +111,7 @@ def replay(sid, server_offset):
 
 
 if __name__ == "__main__":
-    # Unlike the tutorial: serve as each comment below says, or crowds and cut requests hold up or end it.
+    # Unlike the tutorial: serve as the comments below say, or crowds and cut requests hold up or end it.
     class Protocol(eventlet.wsgi.HttpProtocol):
         def get_environ(self):
             # no WebSocket compression: each message would be compressed anew for each client
@@ -124,7 +124,7 @@ if __name__ == "__main__":
             with self.rfile:
                 super().finish()
 
-    # end at once (as process 1 of a container too): Python's own Ctrl-C waits for each open request
+    # end at once, in a container too: else Ctrl-C waits for each open request
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, lambda number, frame: os._exit(128 + number))
     # this machine only: on 0.0.0.0 the whole network can read and write

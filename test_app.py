@@ -809,7 +809,7 @@ def test_a_refused_line_shows_why_and_leaving_asks_only_for_waiting_lines(tab):
     page.evaluate("input.value = 'broken \\ud800'; form.requestSubmit()")
     write(page, "next")
     expect_lines(page, "next")
-    reason = "(refused: a message needs 1 to 10,000 characters, none broken)"
+    reason = "Refused: a message needs 1 to 10,000 characters, none broken."
     expect(page.get_by_role("alert")).to_contain_text(reason)
     assert page.evaluate(around) == [['"1\u2002"', "none"], ["none", "none"]]
     page.reload()

@@ -67,7 +67,7 @@ def chat_message(sid, msg, client_offset):
     # Exactly once: reject null, which UNIQUE allows many times (each retry would be stored again), and lone
     # surrogates, which SQLite cannot store (the client would retry forever).
     if not (is_valid(msg) and is_valid(client_offset)):
-        return {"error": "message and client offset must have 1 to 10,000 valid characters"}
+        return {"error": "message and client offset need 1 to 10,000 valid characters"}
     try:
         sql = "INSERT INTO messages (content, client_offset) VALUES (?, ?)"
         result = db.execute(sql, (msg, client_offset))

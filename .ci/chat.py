@@ -1,4 +1,4 @@
-"""Runs the README's run block as it stands, until its page has chatted in Chromium."""
+"""Run the README's first block as it stands, until its page has chatted in Chromium."""
 
 import os
 import re
@@ -37,9 +37,9 @@ server = subprocess.Popen(
 try:
     lines = (re.search(r"http://\S+", line) for line in server.stdout)
     url = next(filter(None, lines))[0]
-    assert url == "http://localhost:3000", url
-    chat(url)
+    assert url == "http://127.0.0.1:3000", url
+    chat("http://localhost:3000")
 finally:
     os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
     server.wait(10)
-print("the page has chatted at", url)
+print("the page has chatted")

@@ -1,5 +1,6 @@
-// node .ci/compare/compare.js [ROUNDS]: compare the tutorial with ours, in turn, and print the README's table.
-// PYTHON is the interpreter (default .venv/bin/python). Exits with 1 if ours loses, duplicates or disorders a message.
+// Compares the tutorial's server and client settings with ours, in turn, and prints the README's table.
+// ROUNDS (default 5) and PYTHON (default .venv/bin/python) come from the environment.
+// The exit status is 1 if ours loses, duplicates or disorders a message.
 const { execFileSync, spawn } = require('node:child_process');
 const fs = require('node:fs');
 const net = require('node:net');
@@ -73,12 +74,12 @@ async function faults({ command, id, ...options }) {
   const last = () => clients.map((socket) => socket.auth.serverOffset);
   await until(() => Math.min(...last()) === Math.max(...last()));
   await sleep(500);
-  const result = { 'messages lost': 0, 'messages shown twice': 0, 'messages shown out of order': 0 };
+  const result = { 'messages lost': 0, 'messages shown twice': 0, 'messages out of order': 0 };
   for (const { shown } of clients) {
     const distinct = new Set(shown.map(([msg]) => msg));
     result['messages lost'] = Math.max(result['messages lost'], written.length - distinct.size);
     result['messages shown twice'] += shown.length - distinct.size;
-    result['messages shown out of order'] += shown.filter(([, id], i) => i && id < shown[i - 1][1]).length;
+    result['messages out of order'] += shown.filter(([, id], i) => i && id < shown[i - 1][1]).length;
   }
   for (const socket of [...clients, proxy]) socket.close();
   await server.end();
@@ -102,11 +103,11 @@ async function speeds({ command }) {
   };
   for (const count of [1, 30]) {
     const sockets = await connectAll(count), times = 600 / Math.sqrt(count) | 0;
-    result[`messages acknowledged a second, ${count} at a time`] = await perSecond(count * times, () => send(sockets, times));
+    result[`acknowledgements a second, ${count} at a time`] = await perSecond(count * times, () => send(sockets, times));
     for (const socket of sockets) socket.close();
   }
   const listeners = await connectAll(200);
-  result['deliveries a second to 200 clients'] = await perSecond(20_000, async () => {
+  result['deliveries a second, 200 clients'] = await perSecond(20_000, async () => {
     await send([await connect()], 100);
     await until(() => listeners.every((socket) => socket.received === 100));
   });
@@ -114,18 +115,18 @@ async function speeds({ command }) {
   result['connections a second'] = await perSecond(300, async () => { for (const socket of await connectAll(300)) socket.close(); });
   const code = 'import sqlite3; db = sqlite3.connect("chat.db", 60); rows = [("a message of the history",)] * 5000\n';
   execFileSync(PYTHON, ['-c', `${code}db.executemany("INSERT INTO messages (content) VALUES (?)", rows); db.commit()`], { cwd: server.cwd });
-  result['messages of the history a second'] = await perSecond(5000, async () => {
+  result['replayed messages a second'] = await perSecond(5000, async () => {
     const socket = await connect({ serverOffset: 0 });
     await until(() => socket.received >= 5000);
     socket.close();
   });
-  result['memory of the server'] = +execFileSync('ps', ['-o', 'rss=', '-p', server.process.pid]);
+  result['memory (less is better)'] = +execFileSync('ps', ['-o', 'rss=', '-p', server.process.pid]);
   await server.end();
   return result;
 }
 
 (async () => {
-  const rounds = +process.argv[2] || 5, table = {};
+  const rounds = +process.env.ROUNDS || 5, table = {};
   for (let round = 0; round < rounds; round++) {
     for (const measure of [faults, speeds]) {
       const results = {};
@@ -136,11 +137,11 @@ async function speeds({ command }) {
     }
     console.error(`round ${round + 1} of ${rounds}`);
   }
-  console.log('| | the tutorial | this |\n| --- | --- | --- |');
+  console.log('figure | the tutorial | this\n--- | --- | ---');
   for (const [key, { isFault, rows }] of Object.entries(table)) {
     const range = (values) => [...new Set([Math.min(...values), Math.max(...values)])].join(' to ');
     const ratio = rows.map(([tutorial, ours]) => ours / tutorial).sort((a, b) => a - b)[rows.length >> 1].toFixed(2);
-    console.log(`| ${key} | ${isFault ? `${range(rows.map((row) => row[0]))} | ${range(rows.map((row) => row[1]))}` : `1 | ${ratio}`} |`);
+    console.log(`${key} | ${isFault ? `${range(rows.map((row) => row[0]))} | ${range(rows.map((row) => row[1]))}` : `1 | ${ratio}`}`);
   }
   process.exit(Object.values(table).some(({ isFault, rows }) => isFault && rows.some((row) => row[1])) ? 1 : 0);
 })();

@@ -541,7 +541,7 @@ def test_the_chat_continues_when_all_descriptors_are_in_use(start_server):
 
 @pytest.mark.parametrize("sysconf", ["del os.sysconf", "os.sysconf = lambda name: -1"])
 def test_the_server_starts_where_the_descriptor_limit_is_unknown(start_server, sysconf):
-    server = start_server(first=f"import os; {sysconf}")
+    server = start_server(first=f"import eventlet.wsgi, os; {sysconf}")
     for _ in range(200):
         server.open_connection()
     assert urllib.request.urlopen(server.url).status == 200

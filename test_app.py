@@ -92,7 +92,7 @@ class Server:
 
     def open_database(self):
         """Return another connection to chat.db, which is closed when the test ends."""
-        db = sqlite3.connect(self.folder / "chat.db", WAIT, isolation_level=None)
+        db = sqlite3.connect(self.folder / "chat.db", isolation_level=None)
         self.cleanup.callback(db.close)
         return db
 

@@ -113,7 +113,7 @@ async function speeds({ command }) {
   });
   for (const socket of listeners) socket.close();
   result['connections a second'] = await perSecond(300, async () => { for (const socket of await connectAll(300)) socket.close(); });
-  const code = 'import sqlite3; db = sqlite3.connect("chat.db", 60); rows = [("a message of the history",)] * 5000\n';
+  const code = 'import sqlite3; db = sqlite3.connect("chat.db", timeout=60); rows = [("a message of the history",)] * 5000\n';
   execFileSync(PYTHON, ['-c', `${code}db.executemany("INSERT INTO messages (content) VALUES (?)", rows); db.commit()`], { cwd: server.cwd });
   result['replayed messages a second'] = await perSecond(5000, async () => {
     const socket = await connect({ serverOffset: 0 });

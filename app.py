@@ -1,11 +1,11 @@
 """Socket.IO tutorial, step 8: a chat that delivers each message exactly once.
 
-It has the order and the names of https://socket.io/docs/v4/tutorial/step-8. Two marks explain what differs:
-"Exactly once:" where messages would otherwise be lost, duplicated or out of order;
-"Unlike the tutorial:" where it is for speed, load, safety or usability.
+It keeps the order and the names of https://socket.io/docs/v4/tutorial/step-8. Two marks say what differs:
+"Exactly once:" marks what the guarantee needs, or messages are lost, duplicated or out of order;
+"Unlike the tutorial:" marks what serves speed, load, safety or usability.
 
-Everything runs in one thread. eventlet switches to another task only in sio.sleep and while it waits for
-the network, never inside a sqlite3 call (everyone waits) or inside sio.emit (it only queues).
+Everything runs in one thread. eventlet switches tasks only in sio.sleep and while a task waits for the
+network, never inside a sqlite3 call (all tasks wait) or inside sio.emit (it only queues packets).
 """
 
 import os
@@ -19,7 +19,7 @@ import socketio
 
 # open the database file
 # Exactly once: commit each statement (isolation_level=None), or a crash loses acknowledged messages.
-# Unlike the tutorial: do not wait for another program's lock, because every client would wait as well.
+# Unlike the tutorial: do not wait for another program's lock (timeout=0), or every client waits as well.
 db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
 # Unlike the tutorial: use a write-ahead log, so that a program that reads chat.db does not block writing.
 db.execute("PRAGMA journal_mode = WAL")
@@ -32,7 +32,7 @@ db.execute("""
     )
 """)
 
-# Unlike the tutorial: handle one message per client at a time, so that others get their turn in between.
+# Unlike the tutorial: handle one message per client at a time, so that others get their turn.
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(__file__)
 static_files = {
@@ -45,8 +45,8 @@ app = socketio.WSGIApp(sio, static_files=static_files)
 @sio.event
 def connect(sid, environ, auth):
     """Start the replay for a new client. Mirrors `io.on('connection', async (socket) => { ... })`."""
-    # Exactly once: replay in a task, which starts after CONNECT has been sent. A client does not record the
-    # ids of messages that arrive before CONNECT: after a dropped connection, it would ask for them again.
+    # Exactly once: replay in a task, which starts after CONNECT has been sent. The client records the ids of
+    # earlier messages only after CONNECT: if the connection drops before, it gets these messages again.
     sio.start_background_task(replay, sid, auth)
 
 
@@ -60,9 +60,9 @@ def chat_message(sid, msg, client_offset):
     """Store and broadcast a message. Mirrors `socket.on('sohbet mesajı', ...)`.
 
     Returns the acknowledgement: None, or {"error": str} if msg or client_offset (both str) is rejected.
-    Raises sqlite3.Error if the message cannot be stored now: no acknowledgement, so the client retries.
+    Raises sqlite3.Error if the message cannot be stored now: nothing to do, just let the client retry.
     """
-    # Unlike the tutorial: let other tasks run first, or a client that sends thousands of messages blocks all.
+    # Unlike the tutorial: let other tasks run first, or a client that sends many messages blocks the others.
     sio.sleep(0)
     # Exactly once: reject null, which UNIQUE allows many times (each retry would be stored again), and lone
     # surrogates, which SQLite cannot store (the client would retry forever).
@@ -75,50 +75,50 @@ def chat_message(sid, msg, client_offset):
         if str(e) == "UNIQUE constraint failed: messages.client_offset":
             # the message was already inserted, so we notify the client
             return
-        # Exactly once: report any other constraint (a trigger, for example), or the message is lost silently.
+        # Exactly once: report other rejections (by a trigger, for example), or the message is lost silently.
         return {"error": f"the database rejects this message: {e}"}
-    # Exactly once: let no other task run between INSERT and emit, or messages arrive twice or out of order.
-    # Exactly once: emit only to clients whose replay has ended, or this message comes too early, and again.
+    # Exactly once: run no task between INSERT and emit, or a replay sends msg as well, or others overtake it.
+    # Exactly once: emit only to clients whose replay has ended: others would get msg now and in their replay.
     sio.emit("sohbet mesajı", (msg, result.lastrowid), to="live")
-    # returning acknowledges the event
+    # acknowledge the event, by returning
 
 
 def replay(sid, auth):
-    """Emit the messages that a client has missed, in order, then let it join the broadcast.
+    """Replay what a client missed, then let it join the broadcast. Mirrors `if (!socket.recovered)`.
 
-    auth: a dict with "serverOffset", the id of its last message; whatever is not a number counts as 0.
+    auth: a dict with "serverOffset", the last id that the client received; no number counts as 0.
     """
     server_offset = auth.get("serverOffset") if isinstance(auth, dict) else 0
-    # bytes: as a str, SQLite would not take a lone surrogate
+    # encode it, because SQLite does not take a str with a lone surrogate
     server_offset = str(server_offset).encode(errors="replace")
     while sio.get_environ(sid):  # until the client disconnects
         try:
-            # Unlike the tutorial: read 25 rows at a time, or a long history blocks other clients.
+            # Unlike the tutorial: read 25 rows, then let other tasks run, or a long history blocks them.
             sql = "SELECT id, content FROM messages WHERE id > CAST(? AS INTEGER) ORDER BY id LIMIT 25"
             rows = db.execute(sql, (server_offset,)).fetchall()
         except sqlite3.Error as e:
-            # Exactly once: try again, or a client that connects while chat.db cannot be read misses messages.
+            # Exactly once: try again, or a client that connects while chat.db cannot be read gets nothing.
             sio.logger.error("cannot read chat.db: %s (trying again)", e)
             sio.sleep(1)
             continue
         if not rows:
-            # Exactly once: let no other task run between SELECT and enter_room, or messages are missed.
+            # Exactly once: run no task between SELECT and enter_room, or the client misses messages.
             return sio.enter_room(sid, "live")
         for server_offset, content in rows:
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
         sio.sleep(0)
 
 
-# Unlike the tutorial: serve so that load, reset connections and a closed terminal do not stop the server.
+# Unlike the tutorial: the rest keeps load, reset connections and a closed terminal from stopping the server.
 class Protocol(eventlet.wsgi.HttpProtocol):
     def get_environ(self):
-        # compress no WebSocket messages: each would be compressed again for each client;
-        # print no errors: in a closed terminal, that stops the server
+        # do not compress WebSocket messages: each would be compressed again for each client;
+        # do not print errors: in a closed terminal, printing stops the server
         ours = {"HTTP_SEC_WEBSOCKET_EXTENSIONS": "", "wsgi.errors": self.server.log}
         return super().get_environ() | ours
 
     def log_message(self, format, *args):
-        """Print nothing, for the same reason."""
+        """Print nothing: in a closed terminal, printing stops the server."""
 
     def finish(self):
         # eventlet leaves this file open after a reset, until no descriptor is free and the server stops
@@ -127,7 +127,7 @@ class Protocol(eventlet.wsgi.HttpProtocol):
 
 
 def stop(number, frame):
-    """Move all messages from chat.db-wal to chat.db, and exit without waiting for open requests."""
+    """Move all messages to chat.db, unless another program is using it, and exit without waiting."""
     db.close()
     os._exit(128 + number)
 
@@ -145,14 +145,14 @@ if __name__ == "__main__":
     # send each packet at once, or an acknowledgement waits 40 ms behind its broadcast
     listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     print("server running at http://{}:{}".format(*listener.getsockname()), flush=True)
-    # leave some descriptors for the server itself (-1: no limit; Windows: 512 sockets at most)
+    # leave some descriptors for the server itself (-1: no limit; on Windows, assume 256)
     files = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 256
     eventlet.wsgi.server(
         listener,
         app,
         protocol=Protocol,
         max_size=files - 32 if files > 0 else 10_000,
-        # drop idle connections, or new clients have to wait
+        # drop connections that send nothing, or new clients have to wait
         socket_timeout=60,
         keepalive=False,
         debug=False,

@@ -1,7 +1,7 @@
 """Tests of `python app.py`, with Socket.IO test clients and with its page in a real Chromium.
 
 A raw packet begins with Engine.IO's digit (0 open, 2 ping, 3 pong, 4 message), then Socket.IO's: 40 is
-CONNECT and its answer, 42[...] an event, 427[...] an event that wants acknowledgement 7, 437[...] that.
+CONNECT and its answer, 42[...] an event, 427[...] an event that asks for acknowledgement 7, 437[...] the latter.
 """
 
 import json
@@ -51,7 +51,7 @@ socket.setdefaulttimeout(WAIT)
 
 
 class Server:
-    """`python app.py` in a folder of its own; when it is started again, it keeps its port."""
+    """`python app.py` in a folder of its own; a restarted server keeps its port."""
 
     def __init__(self, cleanup, first="", files=None, **env):
         """first: Python code to run before app.py; files: how many descriptors it may open."""
@@ -85,7 +85,7 @@ class Server:
 
     @contextmanager
     def suspended(self):
-        """Suspend the server during a `with`: it will read at once all that it is sent meanwhile."""
+        """Suspend the server during a `with`: afterwards it reads all that was sent meanwhile."""
         self.process.send_signal(signal.SIGSTOP)
         yield
         self.process.send_signal(signal.SIGCONT)
@@ -120,7 +120,7 @@ class Server:
         return client
 
     def open_websocket(self, auth=None, connect=True, **options):
-        """Return a raw WebSocket, unless connect is False after CONNECT has been answered."""
+        """Return a raw WebSocket; unless connect is False, CONNECT has been answered."""
         url = f"{self.url}{ENGINE}websocket".replace("http", "ws", 1)
         ws = websocket.create_connection(url, WAIT, **options)
         self.cleanup.callback(ws.shutdown)
@@ -164,7 +164,7 @@ def browser():
 
 @pytest.fixture
 def open_page(server, browser):
-    """A function that opens a window of its own, with the page unless url is None."""
+    """A function that opens a new window, and in it the page unless url is None."""
 
     def open_page(url="/", **options):
         context = browser.new_context(base_url=server.url, **options)
@@ -177,7 +177,7 @@ def open_page(server, browser):
 
 
 def until(condition):
-    """Return when the condition holds."""
+    """Return when the condition holds; fail after WAIT seconds."""
     deadline = time.monotonic() + WAIT
     while not condition():
         assert time.monotonic() < deadline, "the condition does not hold"
@@ -190,13 +190,13 @@ def send(client, msg, client_offset):
 
 
 def receive_sorted(client, count):
-    """Return a test client's next `count` messages, [msg, id] each; its threads mix their order."""
+    """Return the next `count` messages, [msg, id] each, sorted by id: the client mixes them."""
     received = [client.receive(timeout=WAIT) for _ in range(count)]
     return sorted((message for _, *message in received), key=lambda message: message[1])
 
 
 def receive(ws):
-    """Return the next packet that is not a ping."""
+    """Answer pings, and return the next other packet."""
     deadline = time.monotonic() + WAIT
     while (packet := ws.recv()) == "2":
         ws.send("3")
@@ -310,7 +310,7 @@ def test_new_clients_see_each_message_once_and_in_order_under_load(server):
     server.add_history(300)
     sender = server.open_websocket({"serverOffset": 300})
     clients = [server.open_websocket(connect=False) for _ in range(40)]
-    for i in range(1000):  # with retries: in a turn without a new row, replays catch up
+    for i in range(1000):  # each twice: while a retry adds no row, replays catch up
         sender.send(f'42["{EVENT}","under load","a-{i // 2}"]')
     assert next_ids(sender, 1) == [301]
     with server.suspended():
@@ -321,7 +321,7 @@ def test_new_clients_see_each_message_once_and_in_order_under_load(server):
         assert [kind(receive(client)), *next_ids(client, len(ids))] == ["40", *ids]
 
 
-def test_nothing_is_read_for_a_client_that_left_during_its_replay(start_server):
+def test_nothing_more_is_read_for_a_client_that_left_during_replay(start_server):
     server = start_server(first=PRINT_SQL)
     server.add_history(5000)
     leaving = server.open_websocket(connect=False)
@@ -339,7 +339,7 @@ def test_nothing_is_read_for_a_client_that_left_during_its_replay(start_server):
 
 
 def route_websockets(page, lost=lambda *_: False, drops=lambda *_: False):
-    """Carry the page's WebSockets, and return a list that gets each message that it sends.
+    """Relay the page's WebSockets, and return a list that collects the messages that it sends.
 
     lost(packet): whether a packet of either side is lost; drops(packet, number): whether the
     page's connection `number` (1, 2, ...) drops with it.
@@ -413,7 +413,7 @@ def test_messages_arrive_in_order_after_six_dropped_connections(open_page):
     assert sent == ["one"] * 6 + ["two"]
 
 
-def test_messages_arrive_in_order_after_sleep(open_page):
+def test_messages_arrive_once_and_in_order_after_sleep(open_page):
     page = open_page(None)
     lost = lambda packet: '"two"' in packet and sent.count("two") < 2
     sent = route_websockets(page, lost)
@@ -443,7 +443,7 @@ def test_messages_arrive_in_order_after_an_unreadable_history(server, open_page)
     expect(page.locator("#outbox")).to_be_empty()
 
 
-def test_pages_show_each_message_once_despite_drops_and_kills(server, open_page):
+def test_messages_arrive_once_and_in_order_despite_drops_and_kills(server, open_page):
     chance, written, pages = random.Random(8), [], []
     server.add_history(200)
 
@@ -613,7 +613,7 @@ def test_a_flood_of_messages_does_not_block_other_clients(server, msg, rows):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_sigint_and_sigterm_exit_at_once_with_a_complete_chat_db(server, number):
+def test_sigint_and_sigterm_leave_a_complete_chat_db(server, number):
     server.add_history(10_000)
     new = server.open_websocket(connect=False)
     ws = server.open_websocket({"serverOffset": 10_000})
@@ -630,7 +630,7 @@ def test_sigint_and_sigterm_exit_at_once_with_a_complete_chat_db(server, number)
     assert len(server.contents()) >= 10_020
 
 
-def test_sigint_exits_at_once_while_another_program_uses_chat_db(server):
+def test_sigint_stops_the_server_while_another_program_reads(server):
     client = server.connect()
     send(client, "one", "a-0")
     server.db.execute("BEGIN")
@@ -643,7 +643,7 @@ def test_sigint_exits_at_once_while_another_program_uses_chat_db(server):
     assert server.contents() == ["one", "two"]
 
 
-def test_an_address_that_cannot_be_used_is_named(start_server):
+def test_the_error_names_an_address_that_cannot_be_used(start_server):
     first = start_server()
     first.kill()
     taken = first.start().env["PORT"]  # eventlet never shares port 0, but a given one
@@ -681,7 +681,7 @@ def test_broken_packets_do_not_disturb_other_clients(server):
 
 
 def at_the_end(page):
-    """Return whether the newest message is visible, two frames from now."""
+    """Return whether the newest message is visible, after two frames."""
     return page.evaluate("""async () => {
         for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
         return main.scrollTop + main.clientHeight >= main.scrollHeight - 1;
@@ -736,7 +736,7 @@ def test_text_typed_before_the_client_has_loaded_is_kept(open_page):
     expect_messages(page, "early")
 
 
-def test_rejected_messages_show_why_and_only_waiting_ones_ask(open_page):
+def test_rejected_messages_show_why_and_waiting_ones_ask(open_page):
     around = """[...document.querySelectorAll("li")].map(item =>
         ["::before", "::after"].map(where => getComputedStyle(item, where).content))"""
     page, dialogs = open_page(), []
@@ -781,7 +781,7 @@ def test_ten_thousand_messages_are_not_scrolled_one_by_one(server, open_page):
     page.goto("/")
     expect(messages(page)).to_have_count(10_000)
     until(lambda: at_the_end(page))
-    assert 0 < page.evaluate("scrolls") < 9000
+    assert 0 < page.evaluate("scrolls") < 3000
 
 
 def test_readers_stay_at_the_end_or_where_they_have_scrolled_to(server, open_page):
@@ -820,7 +820,7 @@ def test_the_text_grows_with_the_window_and_fits_a_narrow_one(open_page):
     assert right <= 320
 
 
-def test_the_keyboard_is_enough_and_blank_or_long_texts_stay(open_page):
+def test_the_keyboard_is_enough_and_blank_texts_are_not_sent(open_page):
     page = open_page()
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
     for text in "", "   ", "one ", "👋" * 10_000, "one message in\u2028two paragraphs":

@@ -19,8 +19,7 @@ import socketio
 
 # open the database file
 # Exactly once: commit each statement (isolation_level=None), or a crash loses acknowledged messages.
-# Unlike the tutorial: do not wait for another program's lock (timeout=0), or every client waits as well.
-db = sqlite3.connect("chat.db", isolation_level=None, timeout=0)
+db = sqlite3.connect("chat.db", isolation_level=None).cursor()
 # Unlike the tutorial: use a write-ahead log, so that a program that reads chat.db does not block writing.
 db.execute("PRAGMA journal_mode = WAL")
 # create our 'messages' table
@@ -31,6 +30,8 @@ db.execute("""
         content TEXT
     )
 """)
+# Unlike the tutorial: from now on, do not wait for another program's lock, or every client waits as well.
+db.execute("PRAGMA busy_timeout = 0")
 
 # Unlike the tutorial: handle one message per client at a time, so that others get their turn.
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
@@ -71,6 +72,8 @@ def chat_message(sid, msg, client_offset):
     try:
         sql = "INSERT INTO messages (content, client_offset) VALUES (?, ?)"
         result = db.execute(sql, (msg, client_offset))
+        if not result.rowcount:
+            raise sqlite3.IntegrityError("a trigger ignores it")
     except sqlite3.IntegrityError as e:
         if str(e) == "UNIQUE constraint failed: messages.client_offset":
             # the message was already inserted, so we notify the client
@@ -129,6 +132,7 @@ class Protocol(eventlet.wsgi.HttpProtocol):
 def stop(number, frame):
     """Move all messages to chat.db, unless another program is using it, and exit without waiting."""
     db.close()
+    db.connection.close()
     os._exit(128 + number)
 
 
@@ -147,14 +151,9 @@ if __name__ == "__main__":
     print("server running at http://{}:{}".format(*listener.getsockname()), flush=True)
     # leave some descriptors for the server itself (-1: no limit; on Windows, assume 256)
     files = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 256
+    max_size = files - 32 if files > 0 else 10_000
+    # drop connections that send nothing, or new clients have to wait
+    limits = {"max_size": max_size, "socket_timeout": 60, "keepalive": False}
     eventlet.wsgi.server(
-        listener,
-        app,
-        protocol=Protocol,
-        max_size=files - 32 if files > 0 else 10_000,
-        # drop connections that send nothing, or new clients have to wait
-        socket_timeout=60,
-        keepalive=False,
-        debug=False,
-        log_output=False,
+        listener, app, protocol=Protocol, debug=False, log_output=False, **limits
     )

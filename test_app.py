@@ -271,17 +271,17 @@ def test_a_retry_is_acknowledged_but_neither_stored_nor_broadcast_again(server):
 def test_a_message_that_a_constraint_rejects_gets_an_error(server):
     server.db.execute("CREATE UNIQUE INDEX no_repetition ON messages (content)")
     server.db.execute(
-        "CREATE TRIGGER no BEFORE INSERT ON messages WHEN NEW.content = 'no' "
-        "BEGIN SELECT RAISE(ABORT, 'not this'); END"
+        "CREATE TRIGGER no BEFORE INSERT ON messages BEGIN SELECT CASE NEW.content "
+        "WHEN 'no' THEN RAISE(ABORT, 'nope') WHEN 'never' THEN RAISE(IGNORE) END; END"
     )
     ws = server.open_websocket()
-    for i, msg in enumerate(["yes", "yes", "no", "next"]):
+    for i, msg in enumerate(["yes", "yes", "no", "never", "next"]):
         ws.send(f'42{i}["{EVENT}","{msg}","a-{i}"]')
     assert kinds(ws, 2) == ["42", "430"]
-    for number, reason in (431, "UNIQUE constraint failed"), (432, "not this"):
+    for number, reason in (431, "UNIQUE con"), (432, "nope"), (433, "a trigger"):
         assert re.match(rf'{number}\[{{"error":".+: {reason}', receive(ws))
     assert next_message(ws) == ["next", 2]
-    assert kinds(ws, 1) == ["433"]
+    assert kinds(ws, 1) == ["434"]
 
 
 def test_invalid_messages_and_client_offsets_are_rejected(server):
@@ -477,14 +477,6 @@ def test_messages_arrive_once_and_in_order_despite_drops_and_kills(server, open_
 # No client blocks the others, and nothing stops the server
 
 
-def test_a_reader_of_chat_db_does_not_block_writers(server):
-    client = server.connect()
-    send(client, "one", "a-0")
-    server.db.execute("BEGIN")
-    assert server.contents() == ["one"]  # a reading transaction has begun
-    assert send(client, "two", "a-1") is None
-
-
 def test_a_locked_database_blocks_no_client_and_acknowledges_nothing(server):
     ws = server.open_websocket()
     server.db.execute("BEGIN IMMEDIATE")
@@ -630,17 +622,25 @@ def test_sigint_and_sigterm_leave_a_complete_chat_db(server, number):
     assert len(server.contents()) >= 10_020
 
 
-def test_sigint_stops_the_server_while_another_program_reads(server):
+def test_a_reader_of_chat_db_blocks_neither_writers_nor_sigint(server):
     client = server.connect()
     send(client, "one", "a-0")
     server.db.execute("BEGIN")
     assert server.contents() == ["one"]  # a reading transaction has begun
-    send(client, "two", "a-1")
+    assert send(client, "two", "a-1") is None
     server.open_database().execute("BEGIN IMMEDIATE")
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(WAIT) == 128 + signal.SIGINT
     server.db.execute("COMMIT")
     assert server.contents() == ["one", "two"]
+
+
+def test_sigterm_during_a_select_leaves_a_complete_chat_db(tmp_path):
+    program = f"import runpy; app = runpy.run_path({APP!r}); db = app['db']\n"
+    program += "db.execute('INSERT INTO messages VALUES (1, 2, 3)')\n"
+    program += "db.execute('SELECT * FROM messages'); app['stop'](15, None)"
+    assert Popen([sys.executable, "-c", program], cwd=tmp_path).wait(WAIT) == 128 + 15
+    assert os.listdir(tmp_path) == ["chat.db"]
 
 
 def test_the_error_names_an_address_that_cannot_be_used(start_server):

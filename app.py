@@ -1,8 +1,8 @@
 """Socket.IO tutorial, step 8: a chat that delivers each message exactly once.
 
 It keeps the order and the names of https://socket.io/docs/v4/tutorial/step-8. Two marks say what differs:
-"Exactly once:" marks what the guarantee needs, or messages are lost, duplicated or out of order;
-"Unlike the tutorial:" marks what serves speed, load, safety or usability.
+"Exactly once" marks what the guarantee needs, or messages are lost, duplicated or out of order;
+"Unlike the tutorial" marks what serves speed, load, safety or usability.
 
 Everything runs in one thread. eventlet switches tasks only in sio.sleep and while a task waits for the
 network, never inside a sqlite3 call (all tasks wait) or inside sio.emit (it only queues packets).
@@ -17,7 +17,7 @@ from socket import IPPROTO_TCP, TCP_NODELAY
 import eventlet.wsgi
 import socketio
 
-# open the database file
+# open the database file (with one cursor, which stop can close at any moment)
 # Exactly once: commit each statement (isolation_level=None), or a crash loses acknowledged messages.
 db = sqlite3.connect("chat.db", isolation_level=None).cursor()
 # Unlike the tutorial: use a write-ahead log, so that a program that reads chat.db does not block writing.

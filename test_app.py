@@ -279,7 +279,7 @@ def test_a_message_that_a_constraint_rejects_gets_an_error(server):
         ws.send(f'42{i}["{EVENT}","{msg}","a-{i}"]')
     assert kinds(ws, 2) == ["42", "430"]
     for number, reason in (431, "UNIQUE con"), (432, "nope"), (433, "a trigger"):
-        assert re.match(rf'{number}\[{{"error":".+: {reason}', receive(ws))
+        assert re.match(rf'{number}\[{{"error":".*{reason}', receive(ws))
     assert next_message(ws) == ["next", 2]
     assert kinds(ws, 1) == ["434"]
 
@@ -333,6 +333,9 @@ def test_nothing_more_is_read_for_a_client_that_left_during_replay(start_server)
     next_ids(server.open_websocket(), 5000)  # this takes 200 reads
     assert 200 < server.log.read_text().count("SELECT") < 210
     assert "Traceback" not in server.log.read_text()
+    server.db.execute("ALTER TABLE messages RENAME TO away")
+    server.open_websocket()
+    until(lambda: "cannot read chat.db: no such table" in server.log.read_text())
 
 
 # Exactly once, whatever happens to the page's connection
@@ -433,11 +436,8 @@ def test_messages_arrive_in_order_after_an_unreadable_history(server, open_page)
     page = open_page(None)
     open_and_stop_the_clock(page)
     submit(page, "one", "two")
-    errors = "sqlite3.OperationalError", "cannot read chat.db: no such table: messages"
-    logged = lambda error: page.title() and error in server.log.read_text()
-    until(lambda: all(map(logged, errors)))
+    until(lambda: page.title() and "OperationalError" in server.log.read_text())
     server.db.execute("ALTER TABLE away RENAME TO messages")
-    expect_messages(page, "history 1", "history 2")
     page.clock.fast_forward(10_000)
     expect_messages(page, "history 1", "history 2", "one", "two")
     expect(page.locator("#outbox")).to_be_empty()

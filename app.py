@@ -86,19 +86,19 @@ def chat_message(sid, msg, client_offset):
     # acknowledge the event, by returning
 
 
-def replay(sid, auth):
+def replay(sid, auth, limit=25):
     """Replay what a client missed, then let it join the broadcast. Mirrors `if (!socket.recovered)`.
 
-    auth: a dict with "serverOffset", the last id that the client received; no number counts as 0.
+    auth: a dict with "serverOffset", the last id received (no number counts as 0); limit: rows to read first.
     """
     server_offset = auth.get("serverOffset") if isinstance(auth, dict) else 0
     # encode it, because SQLite does not take a str with a lone surrogate
     server_offset = str(server_offset).encode(errors="replace")
     while sio.get_environ(sid):  # until the client disconnects
         try:
-            # Unlike the tutorial: read 25 rows, then let other tasks run, or a long history blocks them.
-            sql = "SELECT id, content FROM messages WHERE id > CAST(? AS INTEGER) ORDER BY id LIMIT 25"
-            rows = db.execute(sql, (server_offset,)).fetchall()
+            # Unlike the tutorial: read a few rows, then let other tasks run, or a long history blocks them.
+            sql = "SELECT id, content FROM messages WHERE id > CAST(? AS INTEGER) ORDER BY id LIMIT ?"
+            rows = db.execute(sql, (server_offset, limit)).fetchall()
         except sqlite3.Error as e:
             # Exactly once: try again, or a client that connects while chat.db cannot be read gets nothing.
             sio.logger.error("cannot read chat.db: %s (trying again)", e)
@@ -109,7 +109,9 @@ def replay(sid, auth):
             return sio.enter_room(sid, "live")
         for server_offset, content in rows:
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
+        limit = 25 - db.connection.total_changes
         sio.sleep(0)
+        limit += db.connection.total_changes  # plus the new rows, or it falls behind
 
 
 # Unlike the tutorial: the rest keeps load, reset connections and a closed terminal from stopping the server.
@@ -154,6 +156,5 @@ if __name__ == "__main__":
     max_size = files - 32 if files > 0 else 10_000
     # drop connections that send nothing, or new clients have to wait
     limits = {"max_size": max_size, "socket_timeout": 60, "keepalive": False}
-    eventlet.wsgi.server(
-        listener, app, protocol=Protocol, debug=False, log_output=False, **limits
-    )
+    quiet = {"debug": False, "log_output": False}
+    eventlet.wsgi.server(listener, app, protocol=Protocol, **limits, **quiet)

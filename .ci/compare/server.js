@@ -5,11 +5,7 @@ const sqlite3 = require('sqlite3');
 const { open } = require('sqlite');
 
 async function main() {
-  const db = await open({
-    filename: 'chat.db',
-    driver: sqlite3.Database
-  });
-
+  const db = await open({ filename: 'chat.db', driver: sqlite3.Database });
   await db.exec(`
     CREATE TABLE IF NOT EXISTS messages (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -17,11 +13,8 @@ async function main() {
         content TEXT
     );
   `);
-
   const server = createServer();
-  const io = new Server(server, {
-    connectionStateRecovery: {}
-  });
+  const io = new Server(server, { connectionStateRecovery: {} });
 
   io.on('connection', async (socket) => {
     socket.on('sohbet mesajı', async (msg, clientOffset, callback) => {
@@ -29,37 +22,21 @@ async function main() {
       try {
         result = await db.run('INSERT INTO messages (content, client_offset) VALUES (?, ?)', msg, clientOffset);
       } catch (e) {
-        if (e.errno === 19 /* SQLITE_CONSTRAINT */ ) {
-          // the message was already inserted, so we notify the client
-          callback();
-        } else {
-          // nothing to do, just let the client retry
-        }
+        if (e.errno === 19 /* SQLITE_CONSTRAINT */ ) callback();
         return;
       }
       io.emit('sohbet mesajı', msg, result.lastID);
-      // acknowledge the event
       callback();
     });
 
     if (!socket.recovered) {
-      try {
-        await db.each('SELECT id, content FROM messages WHERE id > ?',
-          [socket.handshake.auth.serverOffset || 0],
-          (_err, row) => {
-            socket.emit('sohbet mesajı', row.content, row.id);
-          }
-        )
-      } catch (e) {
-        // something went wrong
-      }
+      await db.each('SELECT id, content FROM messages WHERE id > ?', [socket.handshake.auth.serverOffset || 0],
+        (_err, row) => socket.emit('sohbet mesajı', row.content, row.id));
     }
   });
 
   const port = process.env.PORT || 3000;
-  server.listen(port, () => {
-    console.log(`server running at http://localhost:${port}`);
-  });
+  server.listen(port, () => console.log(`server running at http://localhost:${port}`));
 }
 
 main();

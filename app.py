@@ -1,7 +1,7 @@
 """Socket.IO tutorial, step 8: a chat that delivers each message exactly once.
 
 It keeps the order and the names of https://socket.io/docs/v4/tutorial/step-8. Two marks say what differs:
-"Exactly once" marks what the guarantee needs, or messages are lost, duplicated or out of order;
+"Exactly once" marks what the guarantee needs: without it, messages are lost, duplicated or out of order;
 "Unlike the tutorial" marks what serves speed, load, safety or usability.
 
 Everything runs in one thread. eventlet switches tasks only in sio.sleep and while a task waits for the
@@ -17,7 +17,7 @@ from socket import IPPROTO_TCP, TCP_NODELAY
 import eventlet.wsgi
 import socketio
 
-# open the database file (with one cursor, which stop can close at any moment)
+# open the database file (with one cursor, so that stop can end an unfinished SELECT)
 # Exactly once: commit each statement (isolation_level=None), or a crash loses acknowledged messages.
 db = sqlite3.connect("chat.db", isolation_level=None).cursor()
 # Unlike the tutorial: use a write-ahead log, so that a program that reads chat.db does not block writing.
@@ -33,7 +33,7 @@ db.execute("""
 # Unlike the tutorial: from now on, do not wait for another program's lock, or every client waits as well.
 db.execute("PRAGMA busy_timeout = 0")
 
-# Unlike the tutorial: handle one message per client at a time, so that others get their turn.
+# Unlike the tutorial: handle one message per client at a time, so that other clients get their turn.
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(__file__)
 static_files = {
@@ -45,9 +45,9 @@ app = socketio.WSGIApp(sio, static_files=static_files)
 
 @sio.event
 def connect(sid, environ, auth):
-    """Start the replay for a new client. Mirrors `io.on('connection', async (socket) => { ... })`."""
-    # Exactly once: replay in a task, which starts after CONNECT has been sent. The client records the ids of
-    # earlier messages only after CONNECT: if the connection drops before, it gets these messages again.
+    """Start the replay for a new client. It mirrors `io.on('connection', async (socket) => { ... })`."""
+    # Exactly once: replay in a task, which starts after CONNECT. The client keeps messages that arrive before
+    # CONNECT, but not their ids: if the connection drops before CONNECT, the next replay sends them again.
     sio.start_background_task(replay, sid, auth)
 
 
@@ -58,41 +58,41 @@ def is_valid(text):
 
 @sio.on("sohbet mesajı")
 def chat_message(sid, msg, client_offset):
-    """Store and broadcast a message. Mirrors `socket.on('sohbet mesajı', ...)`.
+    """Store and broadcast a message. It mirrors `socket.on('sohbet mesajı', ...)`.
 
-    Returns the acknowledgement: None, or {"error": str} if msg or client_offset (both str) is rejected.
-    Raises sqlite3.Error if the message cannot be stored now: nothing to do, just let the client retry.
+    Return the acknowledgement: None, or {"error": str} if the message or its client offset is rejected.
+    Raise sqlite3.Error if the message cannot be stored now: nothing to do, just let the client retry.
     """
     # Unlike the tutorial: let other tasks run first, or a client that sends many messages blocks the others.
     sio.sleep(0)
     # Exactly once: reject null, which UNIQUE allows many times (each retry would be stored again), and lone
-    # surrogates, which SQLite cannot store (the client would retry forever).
+    # surrogates, which sqlite3 cannot store (the client would retry forever).
     if not (is_valid(msg) and is_valid(client_offset)):
         return {"error": "message and client offset need 1 to 10,000 valid characters"}
     try:
         sql = "INSERT INTO messages (content, client_offset) VALUES (?, ?)"
         result = db.execute(sql, (msg, client_offset))
-        if not result.rowcount:
-            raise sqlite3.IntegrityError("a trigger ignores it")
+        if not result.rowcount:  # and lastrowid belongs to an older message
+            raise sqlite3.IntegrityError("a trigger ignored it")
     except sqlite3.IntegrityError as e:
         if str(e) == "UNIQUE constraint failed: messages.client_offset":
             # the message was already inserted, so we notify the client
             return
-        # Exactly once: report other rejections (by a trigger, for example), or the message is lost silently.
+        # Exactly once: report any other rejection (by a trigger, say), or the client counts msg as stored.
         return {"error": f"the database rejects this message: {e}"}
-    # Exactly once: run no task between INSERT and emit, or a replay sends msg as well, or others overtake it.
+    # Exactly once: run no task between INSERT and emit, or a replay sends msg too, or later ids overtake it.
     # Exactly once: emit only to clients whose replay has ended: others would get msg now and in their replay.
     sio.emit("sohbet mesajı", (msg, result.lastrowid), to="live")
     # acknowledge the event, by returning
 
 
 def replay(sid, auth, limit=25):
-    """Replay what a client missed, then let it join the broadcast. Mirrors `if (!socket.recovered)`.
+    """Replay what a client missed, then let it join the broadcast. It mirrors `if (!socket.recovered)`.
 
-    auth: a dict with "serverOffset", the last id received (no number counts as 0); limit: rows to read first.
+    auth: a dict with "serverOffset", the last id received (0 if no number); limit: rows in the first SELECT.
     """
     server_offset = auth.get("serverOffset") if isinstance(auth, dict) else 0
-    # encode it, because SQLite does not take a str with a lone surrogate
+    # encode it, because sqlite3 does not take a str with a lone surrogate
     server_offset = str(server_offset).encode(errors="replace")
     while sio.get_environ(sid):  # until the client disconnects
         try:
@@ -100,39 +100,39 @@ def replay(sid, auth, limit=25):
             sql = "SELECT id, content FROM messages WHERE id > CAST(? AS INTEGER) ORDER BY id LIMIT ?"
             rows = db.execute(sql, (server_offset, limit)).fetchall()
         except sqlite3.Error as e:
-            # Exactly once: try again, or a client that connects while chat.db cannot be read gets nothing.
+            # Exactly once: try again, or a client that connects while chat.db is unreadable gets no messages.
             sio.logger.error("cannot read chat.db: %s (trying again)", e)
             sio.sleep(1)
             continue
         if not rows:
-            # Exactly once: run no task between SELECT and enter_room, or the client misses messages.
+            # Exactly once: run no task between SELECT and enter_room, or the client misses its messages.
             return sio.enter_room(sid, "live")
         for server_offset, content in rows:
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
-        limit = 25 - db.connection.total_changes
+        before = db.connection.total_changes
         sio.sleep(0)
-        limit += db.connection.total_changes  # plus the new rows, or it falls behind
+        limit = 25 + db.connection.total_changes - before  # new rows, to catch up
 
 
 # Unlike the tutorial: the rest keeps load, reset connections and a closed terminal from stopping the server.
 class Protocol(eventlet.wsgi.HttpProtocol):
     def get_environ(self):
         # do not compress WebSocket messages: each would be compressed again for each client;
-        # do not print errors: in a closed terminal, printing stops the server
-        ours = {"HTTP_SEC_WEBSOCKET_EXTENSIONS": "", "wsgi.errors": self.server.log}
-        return super().get_environ() | ours
+        # do not print errors: after its terminal is closed, printing stops the server
+        changes = {"HTTP_SEC_WEBSOCKET_EXTENSIONS": "", "wsgi.errors": self.server.log}
+        return super().get_environ() | changes
 
     def log_message(self, format, *args):
-        """Print nothing: in a closed terminal, printing stops the server."""
+        """Print nothing: after its terminal is closed, printing stops the server."""
 
     def finish(self):
-        # eventlet leaves this file open after a reset, until no descriptor is free and the server stops
+        # eventlet leaves rfile open after a reset, until no descriptor is free and the server stops
         with self.rfile:
             super().finish()
 
 
 def stop(number, frame):
-    """Move all messages to chat.db, unless another program is using it, and exit without waiting."""
+    """Move all messages to chat.db, unless another program is using it, and exit at once."""
     db.close()
     db.connection.close()
     os._exit(128 + number)
@@ -144,7 +144,7 @@ if __name__ == "__main__":
     host = os.environ.get("CHAT_HOST") or "localhost"
     port = os.environ.get("PORT") or 3000
     try:
-        # Exactly once: share the port with no other server, or each one's clients miss the other's messages.
+        # Exactly once: share the port with no other server, or the clients of each miss the other's messages.
         listener = eventlet.listen((host, int(port)), reuse_port=False, backlog=4096)
     except (OSError, OverflowError, ValueError) as e:
         raise SystemExit(f"cannot listen on {host}:{port}: {e} (set CHAT_HOST or PORT)")
@@ -152,9 +152,9 @@ if __name__ == "__main__":
     listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     print("server running at http://{}:{}".format(*listener.getsockname()), flush=True)
     # leave some descriptors for the server itself (-1: no limit; on Windows, assume 256)
-    files = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 256
-    max_size = files - 32 if files > 0 else 10_000
-    # drop connections that send nothing, or new clients have to wait
+    descriptors = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 256
+    max_size = descriptors - 32 if descriptors > 0 else 10_000
+    # drop connections that send nothing, or new clients wait until one closes
     limits = {"max_size": max_size, "socket_timeout": 60, "keepalive": False}
     quiet = {"debug": False, "log_output": False}
     eventlet.wsgi.server(listener, app, protocol=Protocol, **limits, **quiet)

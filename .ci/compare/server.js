@@ -31,7 +31,7 @@ async function main() {
 
     if (!socket.recovered) {
       await db.each('SELECT id, content FROM messages WHERE id > ?', [socket.handshake.auth.serverOffset || 0],
-        (_err, row) => socket.emit('sohbet mesajı', row.content, row.id));
+        (_err, row) => socket.emit('sohbet mesajı', row.content, row.id)).catch(() => { /* something went wrong */ });
     }
   });
 

@@ -109,7 +109,7 @@ async function measurePerformance({ port, process: { pid } }) {
   await measure('deliveries a second, 200 clients', 20_000, () => send(sockets[0], 100).then(() => receive(100)));
   await measure('replayed messages a second', 3700, () => connectAll(1, 0).then(() => receive(3700)));
   sockets[0].close();
-  result['memory (less is better)'] = +execFileSync('ps', ['-o', 'rss=', '-p', pid]);
+  result.memory = +execFileSync('ps', ['-o', 'rss=', '-p', pid]);
   return result;
 }
 

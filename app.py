@@ -72,8 +72,8 @@ def chat_message(sid, msg, client_offset):
     try:
         sql = "INSERT INTO messages (content, client_offset) VALUES (?, ?)"
         result = db.execute(sql, (msg, client_offset))
-        if not result.rowcount:  # and lastrowid belongs to an older message
-            raise sqlite3.IntegrityError("a trigger ignored it")
+        if not result.rowcount:  # nothing is stored: lastrowid is an older id
+            raise sqlite3.IntegrityError("ignored by a trigger")
     except sqlite3.IntegrityError as e:
         if str(e) == "UNIQUE constraint failed: messages.client_offset":
             # the message was already inserted, so we notify the client
@@ -96,7 +96,7 @@ def replay(sid, auth, limit=25):
     server_offset = str(server_offset).encode(errors="replace")
     while sio.get_environ(sid):  # until the client disconnects
         try:
-            # Unlike the tutorial: read a few rows, then let other tasks run, or a long history blocks them.
+            # Unlike the tutorial: read some rows, then let other tasks run, or a long history blocks others.
             sql = "SELECT id, content FROM messages WHERE id > CAST(? AS INTEGER) ORDER BY id LIMIT ?"
             rows = db.execute(sql, (server_offset, limit)).fetchall()
         except sqlite3.Error as e:
@@ -105,13 +105,13 @@ def replay(sid, auth, limit=25):
             sio.sleep(1)
             continue
         if not rows:
-            # Exactly once: run no task between SELECT and enter_room, or the client misses its messages.
+            # Exactly once: run no task between SELECT and enter_room, or messages stored between are missed.
             return sio.enter_room(sid, "live")
         for server_offset, content in rows:
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
         before = db.connection.total_changes
         sio.sleep(0)
-        limit = 25 + db.connection.total_changes - before  # new rows, to catch up
+        limit = 25 + db.connection.total_changes - before  # add those stored meanwhile
 
 
 # Unlike the tutorial: the rest keeps load, reset connections and a closed terminal from stopping the server.
@@ -132,7 +132,7 @@ class Protocol(eventlet.wsgi.HttpProtocol):
 
 
 def stop(number, frame):
-    """Move all messages to chat.db, unless another program is using it, and exit at once."""
+    """Merge chat.db-wal into chat.db, unless another program is using it, and exit at once."""
     db.close()
     db.connection.close()
     os._exit(128 + number)
@@ -141,7 +141,7 @@ def stop(number, frame):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    host = os.environ.get("CHAT_HOST") or "localhost"
+    host = os.environ.get("CHAT_HOST") or "localhost"  # only this computer can connect
     port = os.environ.get("PORT") or 3000
     try:
         # Exactly once: share the port with no other server, or the clients of each miss the other's messages.

@@ -144,7 +144,7 @@ if __name__ == "__main__":
     host = os.environ.get("CHAT_HOST") or "localhost"  # only this computer can connect
     port = os.environ.get("PORT") or 3000
     try:
-        # Exactly once: share the port with no other server, or the clients of each miss the other's messages.
+        # Exactly once: do not share the port (eventlet's default), or two servers' clients miss messages.
         listener = eventlet.listen((host, int(port)), reuse_port=False, backlog=4096)
     except (OSError, OverflowError, ValueError) as e:
         raise SystemExit(f"cannot listen on {host}:{port}: {e} (set CHAT_HOST or PORT)")

@@ -17,7 +17,7 @@ from socket import IPPROTO_TCP, TCP_NODELAY
 import eventlet.wsgi
 import socketio
 
-# open the database file (with one cursor, so that stop can end an unfinished SELECT)
+# open the database file (with one cursor, so that stop() can end an unfinished SELECT)
 # Exactly once: commit each statement (isolation_level=None), or a crash loses acknowledged messages.
 db = sqlite3.connect("chat.db", isolation_level=None).cursor()
 # Unlike the tutorial: use a write-ahead log, so that a program that reads chat.db does not block writing.
@@ -66,7 +66,7 @@ def chat_message(sid, msg, client_offset):
     # Unlike the tutorial: let other tasks run first, or a client that sends many messages blocks the others.
     sio.sleep(0)
     # Exactly once: reject null, which UNIQUE allows many times (each retry would be stored again), and lone
-    # surrogates, which sqlite3 cannot store (the client would retry forever).
+    # surrogates, which sqlite3 cannot store (the client would retry forever). Length limits only serve load.
     if not (is_valid(msg) and is_valid(client_offset)):
         return {"error": "message and client offset need 1 to 10,000 valid characters"}
     try:
@@ -89,7 +89,7 @@ def chat_message(sid, msg, client_offset):
 def replay(sid, auth, limit=25):
     """Replay what a client missed, then let it join the broadcast. It mirrors `if (!socket.recovered)`.
 
-    auth: a dict with "serverOffset", the last id received (0 if no number); limit: rows in the first SELECT.
+    auth: dict with "serverOffset", the last id received (0 if not a number); limit: rows in the first SELECT.
     """
     server_offset = auth.get("serverOffset") if isinstance(auth, dict) else 0
     # encode it, because sqlite3 does not take a str with a lone surrogate
@@ -114,16 +114,16 @@ def replay(sid, auth, limit=25):
         limit = min(25 + db.connection.total_changes - before, 250)  # to outrun writers
 
 
-# Unlike the tutorial: the rest keeps load, reset connections and a closed terminal from stopping the server.
+# Unlike the tutorial: without the rest, load, reset connections or a closed terminal would stop the server.
 class Protocol(eventlet.wsgi.HttpProtocol):
     def get_environ(self):
         # do not compress WebSocket messages: each would be compressed again for each client;
-        # do not print errors: after its terminal is closed, printing stops the server
+        # do not print errors: printing stops the server once its terminal is closed
         changes = {"HTTP_SEC_WEBSOCKET_EXTENSIONS": "", "wsgi.errors": self.server.log}
         return super().get_environ() | changes
 
     def log_message(self, format, *args):
-        """Print nothing: after its terminal is closed, printing stops the server."""
+        """Print nothing: printing stops the server once its terminal is closed."""
 
     def finish(self):
         # eventlet leaves rfile open after a reset, until no descriptor is free and the server stops
@@ -141,10 +141,10 @@ def stop(number, frame):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    host = os.environ.get("CHAT_HOST") or "localhost"  # only this computer can connect
+    host = os.environ.get("CHAT_HOST") or "localhost"  # localhost: this computer only
     port = os.environ.get("PORT") or 3000
     try:
-        # Exactly once: do not share the port (eventlet's default), or two servers' clients miss messages.
+        # Exactly once: do not share the port (as eventlet does), or clients miss the other server's messages.
         listener = eventlet.listen((host, int(port)), reuse_port=False, backlog=4096)
     except (OSError, OverflowError, ValueError) as e:
         raise SystemExit(f"cannot listen on {host}:{port}: {e} (set CHAT_HOST or PORT)")

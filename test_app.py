@@ -161,7 +161,7 @@ def browser():
 
 @pytest.fixture
 def open_page(server, browser):
-    """Return a function that opens a new window, and in it the page unless url is None."""
+    """Return a function that opens a new window, and loads the page unless url is None."""
 
     def open_page(url="/", **options):
         context = browser.new_context(base_url=server.url, **options)
@@ -237,7 +237,7 @@ def test_a_message_is_stored_then_broadcast_then_acknowledged(server):
 
 
 @pytest.mark.parametrize("transports", [None, ["polling"], ["websocket"]])
-def test_clients_of_every_transport_can_send_equal_messages(server, transports):
+def test_clients_on_every_transport_can_send_equal_messages(server, transports):
     one, other = server.connect(transports), server.connect(transports)
     assert send(one, "hello", "a-0") is None
     assert send(other, "hello", "b-0") is None
@@ -307,7 +307,7 @@ def test_new_clients_see_each_message_once_and_in_order_under_load(server):
     server.add_history(300)
     sender = server.open_websocket({"serverOffset": 300})
     clients = [server.open_websocket(connect=False) for _ in range(40)]
-    for i in range(1000):  # each twice: during a retry, replays can catch up
+    for i in range(1000):  # each is sent twice: during a retry, replays can catch up
         sender.send(f'42["{EVENT}","under load","a-{i // 2}"]')
     assert next_ids(sender, 1) == [301]
     with server.suspended():
@@ -375,7 +375,7 @@ def expect_messages(page, *contents):
     expect(messages(page)).to_have_text(contents)
 
 
-def test_equal_messages_written_offline_both_arrive(server, open_page):
+def test_two_identical_messages_written_offline_both_arrive(server, open_page):
     pages = [open_page(), open_page()]
     for page in pages:
         page.click('"Disconnect"')
@@ -410,7 +410,7 @@ def test_messages_arrive_once_and_in_order_after_sleep(open_page):
     assert sent == ["one", "two", "two"]
 
 
-def test_messages_arrive_in_order_after_an_unreadable_history(server, open_page):
+def test_messages_arrive_in_order_after_chat_db_was_unreadable(server, open_page):
     server.add_history(2)
     server.db.execute("ALTER TABLE messages RENAME TO away")
     page = open_page(None)
@@ -544,7 +544,7 @@ def test_reset_connections_leave_no_file_open(start_server, path):
 def test_a_closed_terminal_does_not_stop_the_server(start_server, terminal):
     close_stderr = f"end, writer = {terminal}; os.dup2(writer, 2); os.close(end)"
     server = start_server(first=f"import os; {close_stderr}")
-    server.open_connection().sendall(b"\x16\x03\x01\r\n\r\n")  # as for https://
+    server.open_connection().sendall(b"\x16\x03\x01\r\n\r\n")  # an https:// handshake
     abandon_requests(server, ENGINE + "websocket", reset=False)
     ws = server.open_websocket()
     server.db.execute("ALTER TABLE messages RENAME TO away")
@@ -569,7 +569,7 @@ def test_a_long_history_does_not_block_other_messages(server):
     assert before < 1000
 
 
-def test_a_replay_catches_up_with_busy_writers_and_ends_with_its_client(start_server):
+def test_a_replay_catches_up_with_writers_and_ends_when_its_client_leaves(start_server):
     server = start_server(first=PRINT_SQL)
     server.add_history(5000)
     server.db.execute("CREATE TABLE other AS SELECT id FROM messages LIMIT 300")
@@ -616,7 +616,7 @@ def test_sigint_and_sigterm_leave_a_complete_chat_db(server, number):
     next_ids(ws, 20)
     server.db.close()
     server.process.send_signal(number)
-    # a handler exits: process 1 of a container ignores a signal's default action
+    # a handler exits, because process 1 of a container ignores default actions
     assert server.process.wait(WAIT) == 128 + number
     assert not list(server.folder.glob("chat.db-*"))
     server.db = server.open_database()
@@ -737,7 +737,7 @@ def test_text_typed_before_the_client_has_loaded_is_kept(open_page):
     expect_messages(page, "early")
 
 
-def test_rejected_messages_show_why_and_closing_asks_while_others_wait(open_page):
+def test_rejected_messages_show_why_and_waiting_ones_ask_before_closing(open_page):
     markers = """[...document.querySelectorAll("li")].map(item =>
         ["::before", "::after"].map(where => getComputedStyle(item, where).content))"""
     page, dialogs = open_page(), []

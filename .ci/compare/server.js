@@ -1,4 +1,4 @@
-// The server of the tutorial's step 8 (Turkish edition), without the page, and with a port that can be set.
+// This is the server of the tutorial's step 8 (Turkish edition), without the page and with a configurable port.
 const { createServer } = require('node:http');
 const { Server } = require('socket.io');
 const sqlite3 = require('sqlite3');

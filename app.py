@@ -86,10 +86,10 @@ def chat_message(sid, msg, client_offset):
     # acknowledge the event, by returning
 
 
-def replay(sid, auth, stored=0):
+def replay(sid, auth, new=0):
     """Replay what a client missed, then let it join the broadcast. It mirrors `if (!socket.recovered)`.
 
-    auth: {"serverOffset": last id received (0 if not a number)}; stored: messages since the last SELECT.
+    auth: {"serverOffset": last id received (0 if not a number)}; new: messages stored since the last SELECT.
     """
     server_offset = auth.get("serverOffset") if isinstance(auth, dict) else 0
     # encode it, because sqlite3 does not take a str with a lone surrogate
@@ -97,8 +97,8 @@ def replay(sid, auth, stored=0):
     while sio.get_environ(sid):  # until the client disconnects
         try:
             # Unlike the tutorial: read some rows, then let other tasks run, or a long history blocks others.
-            sql = "SELECT id, content FROM messages WHERE id > CAST(? AS INTEGER) ORDER BY id LIMIT ?"
-            rows = db.execute(sql, (server_offset, 25 + stored if stored < 100 else 25)).fetchall()
+            sql = "SELECT id, content FROM messages WHERE id > CAST(? AS INTEGER) ORDER BY id LIMIT 25 + ?"
+            rows = db.execute(sql, (server_offset, new if new < 100 else 0)).fetchall()
         except sqlite3.Error as e:
             # Exactly once: try again, or a client that connects while chat.db is unreadable gets no messages.
             sio.logger.error("cannot read chat.db: %s (trying again)", e)
@@ -111,7 +111,7 @@ def replay(sid, auth, stored=0):
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
         before = db.connection.total_changes
         sio.sleep(0)
-        stored = db.connection.total_changes - before  # read as many more, to outrun up to 99 writers
+        new = db.connection.total_changes - before  # to outrun up to 99 writers
 
 
 # Unlike the tutorial: without the rest, load, reset connections or a closed terminal would stop the server.

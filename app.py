@@ -109,9 +109,9 @@ def replay(sid, auth, new=0):
             return sio.enter_room(sid, "live")
         for server_offset, content in rows:
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
-        before = db.connection.total_changes
+        before = db.lastrowid or 0  # the newest message's id
         sio.sleep(0)
-        new = db.connection.total_changes - before  # to outrun up to 99 writers
+        new = (db.lastrowid or 0) - before  # to outrun up to 99 writers
 
 
 # Unlike the tutorial: without the rest, load, reset connections or a closed terminal would stop the server.

@@ -46,8 +46,8 @@ app = socketio.WSGIApp(sio, static_files=static_files)
 @sio.event
 def connect(sid, environ, auth):
     """Start the replay for a new client. It mirrors `io.on('connection', async (socket) => { ... })`."""
-    # Exactly once: replay in a task, which starts after CONNECT. The client keeps messages that arrive before
-    # CONNECT, but not their ids: if the connection drops before CONNECT, the next replay sends them again.
+    # Exactly once: replay in a task, which starts after the answer to CONNECT. The client keeps messages that
+    # arrive before it, but not their ids: if the connection drops before it, the next replay repeats them.
     sio.start_background_task(replay, sid, auth)
 
 
@@ -66,7 +66,7 @@ def chat_message(sid, msg, client_offset):
     # Unlike the tutorial: let other tasks run first, or a client that sends many messages blocks the others.
     sio.sleep(0)
     # Exactly once: reject null, which UNIQUE allows many times (each retry would be stored again), and lone
-    # surrogates, which sqlite3 cannot store (the client would retry forever). Length limits only serve load.
+    # surrogates, which sqlite3 cannot store (the client would retry forever). Length limits only reduce load.
     if not (is_valid(msg) and is_valid(client_offset)):
         return {"error": "message and client offset need 1 to 10,000 valid characters"}
     try:
@@ -89,7 +89,7 @@ def chat_message(sid, msg, client_offset):
 def replay(sid, auth, new=0):
     """Replay what a client missed, then let it join the broadcast. It mirrors `if (!socket.recovered)`.
 
-    auth: {"serverOffset": last id received (0 if not a number)}; new: messages stored since the last SELECT.
+    auth: {"serverOffset": last id received (0 if not a number)}; new (internal): rows since the last SELECT.
     """
     server_offset = auth.get("serverOffset") if isinstance(auth, dict) else 0
     # encode it, because sqlite3 does not take a str with a lone surrogate
@@ -105,16 +105,16 @@ def replay(sid, auth, new=0):
             sio.sleep(1)
             continue
         if not rows:
-            # Exactly once: run no task between SELECT and enter_room, or messages stored between are missed.
+            # Exactly once: run no task between SELECT and enter_room, or messages stored then are missed.
             return sio.enter_room(sid, "live")
         for server_offset, content in rows:
             sio.emit("sohbet mesajı", (content, server_offset), to=sid)
-        before = db.lastrowid or 0  # the newest message's id
+        before = db.lastrowid or 0  # the id of the last INSERT
         sio.sleep(0)
-        new = (db.lastrowid or 0) - before  # to outrun up to 99 writers
+        new = (db.lastrowid or 0) - before  # each writer stores one: outrun up to 99
 
 
-# Unlike the tutorial: without the rest, load, reset connections or a closed terminal would stop the server.
+# Unlike the tutorial: the code below keeps the server up under load, after resets and without a terminal.
 class Protocol(eventlet.wsgi.HttpProtocol):
     def get_environ(self):
         # do not compress WebSocket messages: each would be compressed again for each client;

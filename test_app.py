@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import Popen
 from tempfile import TemporaryDirectory
@@ -27,23 +27,12 @@ import websocket
 from playwright.sync_api import Error, expect, sync_playwright
 
 HERE = Path(__file__).parent
-APP = str(HERE / "app.py")
-CLIENT = HERE / "node_modules/socket.io-client/dist/socket.io.min.js"
-CDN = "https://cdn.socket.io/4.8.3/socket.io.min.js"
+CLIENT = HERE / "node_modules/socket.io-client/dist/socket.io.js"
+CDN = "https://cdn.socket.io/4.8.3/socket.io.js"
 EVENT = "sohbet mesajı"
 ENGINE = "/socket.io/?EIO=4&transport="
-ENVIRONMENT = {"CHAT_HOST": "", "PORT": "0", "PYTHONUNBUFFERED": "1"}
 WAIT = 50  # seconds after which a test stops waiting for a condition, and fails
-UPGRADE = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-UPGRADE += "Sec-WebSocket-Key: 0123456789\r\n"
-PRINT_SQL = """
-import sqlite3
-def connect(*args, connect=sqlite3.connect, **options):
-    db = connect(*args, **options)
-    db.set_trace_callback(print)
-    return db
-sqlite3.connect = connect
-"""
+os.environ["no_proxy"] = "localhost,127.0.0.5"  # whatever http_proxy says
 expect.set_options(timeout=WAIT * 1000)
 socket.setdefaulttimeout(WAIT)
 
@@ -55,18 +44,17 @@ class Server:
         """first: Python code to run before app.py; files: how many descriptors it may open."""
         self.folder = Path(cleanup.enter_context(TemporaryDirectory()))
         self.log, self.cleanup = self.folder / "log", cleanup
-        run = f"\nimport runpy; runpy.run_path({APP!r}, run_name='__main__')"
+        run = f"\nimport runpy; runpy.run_path('{HERE}/app.py', run_name='__main__')"
         limit = ["sh", "-c", f'ulimit -n {files} && exec "$0" "$@"'] if files else []
-        program = ["-c", first + run] if first else [APP]
-        self.command = [*limit, sys.executable, *program]
-        self.env = os.environ | ENVIRONMENT | env
+        program = ["-c", first + run] if first else [HERE / "app.py"]
+        self.command = [*limit, sys.executable, "-u", *program]
+        self.env = os.environ | {"CHAT_HOST": "", "PORT": "0"} | env
 
     def start(self):
         """Start the server, and return when it accepts connections."""
         with self.log.open("w") as log:
-            self.process = Popen(
-                self.command, cwd=self.folder, env=self.env, stdout=log, stderr=log
-            )
+            output = {"stdout": log, "stderr": log}
+            self.process = Popen(self.command, cwd=self.folder, env=self.env, **output)
         self.cleanup.callback(self.kill)
         running = r"server running at (http://(.+):(\d+))\n"
         until(lambda: re.search(running, self.log.read_text()) or self.process.poll())
@@ -142,21 +130,18 @@ def server(start_server):
 
 @pytest.fixture(scope="session")
 def browser():
-    """Launch Playwright's own Chromium, or the system's."""
+    """Launch the system's Chromium, or Playwright's own."""
     with sync_playwright() as playwright:
-        for name in "", "chromium", "chromium-browser", "google-chrome":
-            with suppress(Error):
-                browser = playwright.chromium.launch(executable_path=shutil.which(name))
-                break
-        else:
-            pytest.skip("no Chromium: install it, or run .venv/bin/playwright install")
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
         try:
+            browser = playwright.chromium.launch(executable_path=chromium)
             if not CLIENT.exists():
                 urllib.request.urlopen(CDN, timeout=5).close()
+        except Error:
+            pytest.skip("no Chromium: install it, or run .venv/bin/playwright install")
         except OSError:
             pytest.skip("no Socket.IO client: go online, or run npm as in the README")
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -187,19 +172,17 @@ def send(client, msg, client_offset):
 
 
 def receive_sorted(client, count):
-    """Return the next `count` messages, [msg, id] each, sorted by id: the client may reorder them."""
+    """Return the next `count` messages, [msg, id] each, sorted by id: SimpleClient may reorder them."""
     received = [client.receive(timeout=WAIT) for _ in range(count)]
     return sorted((message for _, *message in received), key=lambda message: message[1])
 
 
 def receive(ws):
-    """Answer pings, and return the next other packet."""
-    deadline = time.monotonic() + WAIT
-    while (packet := ws.recv()) == "2":
-        ws.send("3")
-        ws.settimeout(max(0.1, deadline - time.monotonic()))
-    ws.settimeout(WAIT)
-    return packet
+    """Return the next packet, but answer a ping; the server sends one every 25 s."""
+    if (packet := ws.recv()) != "2":
+        return packet
+    ws.send("3")
+    return ws.recv()
 
 
 def kind(packet):
@@ -230,28 +213,20 @@ def test_a_message_is_stored_then_broadcast_then_acknowledged(server):
     for id in 1, 2:  # the second time, the row is gone, but its id is not used again
         ws.send(f'42{id}["{EVENT}","hello","a-0"]')
         assert next_message(ws) == ["hello", id]
-        row = server.db.execute("SELECT id, client_offset, content FROM messages")
-        assert row.fetchall() == [(id, "a-0", "hello")]
+        assert server.contents() == ["hello"]
         assert receive(ws) == f"43{id}[]"
         server.db.execute("DELETE FROM messages")
 
 
 @pytest.mark.parametrize("transports", [None, ["polling"], ["websocket"]])
-def test_clients_on_every_transport_can_send_equal_messages(server, transports):
-    one, other = server.connect(transports), server.connect(transports)
-    assert send(one, "hello", "a-0") is None
-    assert send(other, "hello", "b-0") is None
-    for client in one, other:
-        assert receive_sorted(client, 2) == [["hello", 1], ["hello", 2]]
-
-
-def test_acknowledged_messages_survive_kill_9(server):
-    client = server.connect()
+def test_acknowledged_messages_survive_kill_9(server, transports):
+    client, stored = server.connect(transports), [["hello", id] for id in (1, 2, 3)]
     for i in range(3):
         assert send(client, "hello", f"a-{i}") is None
+    assert receive_sorted(client, 3) == stored
     server.kill()
     server.start()
-    assert receive_sorted(server.connect(), 3) == [["hello", id] for id in (1, 2, 3)]
+    assert receive_sorted(server.connect(transports), 3) == stored
 
 
 def test_a_retry_is_acknowledged_but_neither_stored_nor_broadcast_again(server):
@@ -262,30 +237,13 @@ def test_a_retry_is_acknowledged_but_neither_stored_nor_broadcast_again(server):
     assert next_message(ws) == ["hello", 1]
     assert next_kinds(ws, 3) == ["431", "432", "433"]
     assert next_message(ws) == ["next", 2]  # a retry uses up no id
-    assert next_kinds(ws, 1) == ["434"]
-
-
-def test_a_message_that_a_constraint_or_trigger_rejects_gets_an_error(server):
-    server.db.execute("CREATE UNIQUE INDEX no_repetition ON messages (content)")
-    server.db.execute(
-        "CREATE TRIGGER reject BEFORE INSERT ON messages BEGIN SELECT CASE NEW.content "
-        "WHEN 'no' THEN RAISE(ABORT, 'nope') WHEN 'never' THEN RAISE(IGNORE) END; END"
-    )
-    ws = server.open_websocket()
-    for i, msg in enumerate(["yes", "yes", "no", "never", "next"]):
-        ws.send(f'42{i}["{EVENT}","{msg}","a-{i}"]')
-    assert next_kinds(ws, 2) == ["42", "430"]
-    for number, reason in (431, "UNIQUE con"), (432, "nope"), (433, "ignore"):
-        assert re.match(rf'{number}\[{{"error":".*{reason}', receive(ws))
-    assert next_message(ws) == ["next", 2]
-    assert next_kinds(ws, 1) == ["434"]
 
 
 def test_invalid_messages_and_client_offsets_are_rejected(server):
     client, longest = server.connect(), "x" * 10_000
     for wrong in "", longest + "x", 5, None, True, ["x"], {}, b"x", "\ud800", "\udfff":
         for arguments in (wrong, "a-0"), ("hello", wrong):
-            assert re.search("10.?000", client.call(EVENT, arguments)["error"])
+            assert client.call(EVENT, arguments)["error"]
     send(client, longest, longest)
     assert receive_sorted(client, 1) == [[longest, 1]]
 
@@ -293,51 +251,61 @@ def test_invalid_messages_and_client_offsets_are_rejected(server):
 def test_a_client_gets_the_messages_after_its_server_offset(server):
     server.add_history(250)
     no_number = "abc", "", None, True, [120], {"a": [[{}]]}, "\ud800", "١", float("nan")
-    seen = {0: (*no_number, -1, -(2**99)), 120: (120, "120"), 250: (2**99, "9" * 9999)}
+    no_number += -1, 1.5, 10**18, "9" * 9999  # a number has at most 18 digits
+    seen = {0: no_number, 120: (120, "120"), 250: (250, "250", 10**18 - 1)}
     auths = [(0, auth) for auth in (None, {}, True, 120, "serverOffset", [[]])]
     auths += [(id, {"serverOffset": value}) for id in seen for value in seen[id]]
     clients = [(id, server.open_websocket(auth)) for id, auth in auths]
     clients[0][1].send(f'42["{EVENT}","and then","a-0"]')
     for id, client in clients:
         assert next_ids(client, 251 - id) == [*range(id + 1, 252)]
-    assert "Traceback" not in server.log.read_text()
 
 
-def test_new_clients_see_each_message_once_and_in_order_under_load(server):
-    server.add_history(300)
-    sender = server.open_websocket({"serverOffset": 300})
+# While one client sends messages (each twice, as for a retry), 40 others send CONNECT, with server offsets of
+# 0 to 975: their replays have different lengths, so they join the broadcast one after another.
+def test_connecting_clients_get_each_message_once_and_in_order(server):
+    server.add_history(1000)
+    sender = server.open_websocket({"serverOffset": 1000})
     clients = [server.open_websocket(connect=False) for _ in range(40)]
-    for i in range(1000):  # each is sent twice: during a retry, replays can catch up
+    for i in range(1000):
         sender.send(f'42["{EVENT}","under load","a-{i // 2}"]')
-    assert next_ids(sender, 1) == [301]
+    assert next_ids(sender, 1) == [1001]
     with server.suspended():
         for i, client in enumerate(clients):
-            client.send(f'40{{"serverOffset":{i % 2 * 300}}}')
+            client.send(f'40{{"serverOffset":{i * 25}}}')
     for i, client in enumerate(clients):
-        ids = range(i % 2 * 300 + 1, 801)
+        ids = range(i * 25 + 1, 1501)
         assert [kind(receive(client)), *next_ids(client, len(ids))] == ["40", *ids]
+
+
+def test_a_client_that_connects_while_forty_others_write_gets_everything(server):
+    server.add_history(2000)
+    writers = [server.open_websocket({"serverOffset": 2000}) for _ in range(40)]
+    client = server.open_websocket(connect=False)
+    with server.suspended():
+        client.send("40")
+        for i in range(2000):
+            writers[i % 40].send(f'42["{EVENT}","hello","a-{i}"]')
+    assert [kind(receive(client)), *next_ids(client, 4000)] == ["40", *range(1, 4001)]
 
 
 # Exactly once, whatever happens to the page's connection
 
 
-def route_websockets(page, lost=lambda *_: False, drops=lambda *_: False):
+def route_websockets(page, lost=lambda packet: False, drops=lambda packet: False):
     """Relay the page's WebSockets, and return a list that collects the messages that it sends.
 
-    lost(packet): whether a packet of either side is lost; drops(packet, number): whether the
-    page's connection `number` (1, 2, ...) drops instead.
+    lost(packet): whether a packet of either side is lost; drops(packet): whether its connection drops.
     """
-    sent, connections = [], []
+    sent = []
 
     def relay(to_page):
         to_server = to_page.connect_to_server()
-        connections.append(to_page)
-        number = len(connections)
 
         def pass_on(packet, end):
             if end is to_server and kind(packet).startswith("42"):
                 sent.append(json.loads(packet.lstrip("0123456789"))[1])
-            if drops(packet, number):
+            if drops(packet):
                 to_page.close()
                 to_server.close()
             elif not lost(packet):
@@ -388,7 +356,7 @@ def test_two_identical_messages_written_offline_both_arrive(server, open_page):
 
 def test_messages_arrive_in_order_after_five_dropped_connections(open_page):
     page = open_page(None)
-    drops = lambda packet, number: '"one"' in packet and number < 6
+    drops = lambda packet: '"one"' in packet and sent.count("one") < 6
     sent = route_websockets(page, drops=drops)
     page.goto("/")
     submit(page, "one", "two")
@@ -396,6 +364,8 @@ def test_messages_arrive_in_order_after_five_dropped_connections(open_page):
     assert sent == ["one"] * 6 + ["two"]
 
 
+# After the computer's sleep, the client sends "one" twice: from sendBuffer and from the retry queue. Its second
+# acknowledgement arrives while "two" is first in the queue, and must not remove it: the first "two" is lost.
 def test_messages_arrive_once_and_in_order_after_sleep(open_page):
     page = open_page(None)
     lost = lambda packet: '"two"' in packet and sent.count("two") < 2
@@ -407,7 +377,7 @@ def test_messages_arrive_once_and_in_order_after_sleep(open_page):
     until(lambda: page.title() and "two" in sent)  # title() lets packets through
     page.clock.fast_forward(10_000)
     expect_messages(page, "one", "two")
-    assert sent == ["one", "two", "two"]
+    assert sent == ["one", "one", "two", "two"]
 
 
 def test_messages_arrive_in_order_after_chat_db_was_unreadable(server, open_page):
@@ -419,7 +389,6 @@ def test_messages_arrive_in_order_after_chat_db_was_unreadable(server, open_page
     submit(page, "one", "two")
     until(lambda: page.title() and "one" in sent)
     server.open_websocket()  # by now, the server has failed to store it
-    until(lambda: "cannot read chat.db: no such table" in server.log.read_text())
     server.db.execute("ALTER TABLE away RENAME TO messages")
     page.clock.fast_forward(10_000)
     expect_messages(page, "history 1", "history 2", "one", "two")
@@ -430,7 +399,7 @@ def test_messages_arrive_once_and_in_order_despite_drops_and_kills(server, open_
     chance, written, pages = random.Random(8), [], []
     server.add_history(200)
     # never at a connection's first packet: the client would wait 20 s for it
-    drops = lambda packet, _: kind(packet) != "0" and chance.random() < 0.01
+    drops = lambda packet: kind(packet) != "0" and chance.random() < 0.01
 
     def submit_from_each_page():  # faster than they get acknowledgements
         for page in pages * 4:
@@ -462,19 +431,46 @@ def test_messages_arrive_once_and_in_order_despite_drops_and_kills(server, open_
 def test_a_locked_database_blocks_no_client_and_no_message_is_acknowledged(server):
     ws = server.open_websocket()
     server.db.execute("BEGIN IMMEDIATE")
-    for i in range(100):  # with sqlite3's default timeout, each would wait for 5 s
+    for i in range(20):  # with sqlite3's default timeout, each would wait for 5 s
         ws.send(f'421["{EVENT}","hello","a-{i}"]')
     ws.send(f'422["{EVENT}","","b-0"]')
     assert next_kinds(ws, 1) == ["432"]  # the others were not acknowledged
     server.db.execute("COMMIT")
     ws.send(f'423["{EVENT}","hello","a-0"]')
     assert next_kinds(ws, 2) == ["42", "433"]
-    assert server.contents() == ["hello"]
+
+
+def test_a_short_lock_does_not_delay_a_message_until_its_retry(start_server):
+    print_sql = "lambda *a, f=s.connect, **o: [db := f(*a, **o), db.set_trace_callback(print)][0]"
+    server = start_server(first=f"import sqlite3 as s; s.connect = {print_sql}")
+    ws = server.open_websocket()
+    for i in range(20):
+        server.db.execute("BEGIN IMMEDIATE")
+        ws.send(f'421["{EVENT}","hello","a-{i}"]')
+        until(lambda i=i: server.log.read_text().count("INSERT") > i)
+        server.db.execute("COMMIT")
+        ws.send(f'422["{EVENT}","",""]')
+        until(lambda: next_kinds(ws, 1) == ["432"])
+    assert len(server.contents()) > 2  # on a busy machine, some locks are too long
+
+
+def test_a_missing_table_is_reported(server):
+    server.db.execute("DROP TABLE messages")
+    server.open_websocket()
+    until(lambda: "cannot read chat.db: no such table" in server.log.read_text())
 
 
 def test_websocket_compression_is_off(server):
     ws = server.open_websocket(header=["Sec-WebSocket-Extensions: permessage-deflate"])
     assert "sec-websocket-extensions" not in ws.headers
+
+
+def test_no_packet_waits_behind_another(start_server):
+    no_delay = f"socket.getsockopt({socket.IPPROTO_TCP}, {socket.TCP_NODELAY})"
+    serve = f"lambda socket, *_, **__: print('TCP_NODELAY:', {no_delay} != 0)"
+    server = start_server(first=f"import eventlet.wsgi; eventlet.wsgi.server = {serve}")
+    server.process.wait(WAIT)
+    assert "TCP_NODELAY: True" in server.log.read_text()
 
 
 def test_a_hundred_clients_can_connect_at_once(server):
@@ -489,7 +485,6 @@ def test_http_responses_end_the_connection_and_show_no_traceback(server):
         connection.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
         head, body = connection.makefile("rb").read().split(b"\r\n\r\n", 1)
         assert head.startswith(b"HTTP/1.1 " + status)
-        assert b"\r\nConnection: close" in head
     assert body == b""
 
 
@@ -504,29 +499,26 @@ def test_idle_connections_are_dropped(start_server):
 
 def test_more_clients_than_descriptors_do_not_stop_the_chat(start_server):
     server = start_server(files=128)
-    idle = [server.open_connection() for _ in range(80)]
     client = server.connect()
-    idle += [server.open_connection() for _ in range(100)]
+    for _ in range(200):
+        server.open_connection()
     assert send(client, "hello", "a-0") is None
-    for connection in idle:
-        connection.close()
-    assert send(server.connect(), "hello again", "b-0") is None
 
 
 @pytest.mark.parametrize("sysconf", ["del os.sysconf", "os.sysconf = lambda name: -1"])
 def test_the_server_starts_where_the_descriptor_limit_is_unknown(start_server, sysconf):
     server = start_server(first=f"import eventlet.wsgi, os; {sysconf}")
-    for _ in range(200):
-        server.open_connection()
     assert urllib.request.urlopen(server.url).status == 200
 
 
 def abandon_requests(server, path, reset):
     """Send 100 requests, and close or reset their connections before the server reads them."""
+    request = f"GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    request += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: 0\r\n\r\n"
     with server.suspended():
         for _ in range(100):
             connection = server.open_connection()
-            connection.sendall(f"GET {path} HTTP/1.1\r\n{UPGRADE}\r\n".encode())
+            connection.sendall(request.encode())
             linger = struct.pack("ii", reset, 0)  # (1, 0): close() resets
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
@@ -541,22 +533,12 @@ def test_reset_connections_leave_no_file_open(start_server, path):
     assert send(server.connect(), "hello", "a-0") is None
 
 
-@pytest.mark.parametrize("terminal", ["os.pipe()", "os.openpty()"])
-def test_a_closed_terminal_does_not_stop_the_server(start_server, terminal):
-    close_stderr = f"end, writer = {terminal}; os.dup2(writer, 2); os.close(end)"
+def test_a_closed_terminal_does_not_stop_the_server(start_server):
+    close_stderr = "end, writer = os.openpty(); os.dup2(writer, 2); os.close(end)"
     server = start_server(first=f"import os; {close_stderr}")
     server.open_connection().sendall(b"\x16\x03\x01\r\n\r\n")  # an https:// handshake
     abandon_requests(server, ENGINE + "websocket", reset=False)
-    ws = server.open_websocket()
-    server.db.execute("ALTER TABLE messages RENAME TO away")
-    ws.send(f'421["{EVENT}","hello","a-0"]')
-    late = server.open_websocket()
-    ws.send(f'422["{EVENT}","",""]')
-    assert next_kinds(ws, 1) == ["432"]
-    server.db.execute("ALTER TABLE away RENAME TO messages")
-    ws.send(f'423["{EVENT}","hello","a-0"]')
-    assert next_kinds(ws, 2) == ["42", "433"]
-    assert next_message(late) == ["hello", 1]
+    assert send(server.connect(), "hello", "a-0") is None
 
 
 def test_a_long_history_does_not_block_other_messages(server):
@@ -570,24 +552,16 @@ def test_a_long_history_does_not_block_other_messages(server):
     assert before < 1000
 
 
-def test_a_replay_catches_up_with_writers_and_ends_when_its_client_leaves(start_server):
-    server = start_server(first=PRINT_SQL)
+def test_a_replay_ends_when_its_client_leaves(server):
     server.add_history(5000)
-    insert = "INSERT INTO messages (content) SELECT id FROM messages LIMIT 100"
-    when = f"AFTER INSERT ON messages WHEN new.id > 6000 BEGIN {insert}; END"
-    server.db.execute(f"CREATE TRIGGER t {when}")  # as if 100 others wrote
-    writers = [server.open_websocket({"serverOffset": 5000}) for _ in range(50)]
-    new, leaving = (server.open_websocket(connect=False) for _ in range(2))
+    leaving, client = (server.open_websocket(connect=False) for _ in range(2))
     with server.suspended():
-        new.send("40")
         leaving.send("40")
         leaving.send(f'421["{EVENT}","",""]')  # its replay begins before it leaves
         leaving.shutdown()
-        for i in range(1010):
-            writers[i % 50].send(f'42["{EVENT}","hello","a-{i}"]')
-    assert [kind(receive(new)), *next_ids(new, 7010)] == ["40", *range(1, 7011)]
-    assert 275 < server.log.read_text().count("SELECT") < 315  # 334 with LIMIT 25
-    assert "Traceback" not in server.log.read_text()
+        client.send("40")
+    assert [kind(receive(client)), *next_ids(client, 5000)] == ["40", *range(1, 5001)]
+    assert "Traceback" not in server.log.read_text()  # it has not joined the broadcast
 
 
 @pytest.mark.parametrize("flood", ["stored", ""])
@@ -604,42 +578,26 @@ def test_a_flood_of_messages_does_not_block_other_clients(server, flood):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_sigint_and_sigterm_leave_a_complete_chat_db(server, number):
-    server.add_history(10_000)
-    new = server.open_websocket(connect=False)
-    ws = server.open_websocket({"serverOffset": 10_000})
-    new.send("40")  # a replay begins
+def test_sigint_and_sigterm_exit_at_once_and_leave_a_complete_chat_db(server, number):
+    ws = server.open_websocket()
     for i in range(2000):
         ws.send(f'42["{EVENT}","under load","a-{i}"]')
     next_ids(ws, 20)
     server.db.close()
-    server.process.send_signal(number)
-    # a handler exits, because process 1 of a container ignores default actions
+    for _ in range(9):  # even if Ctrl-C is pressed twice
+        server.process.send_signal(number)
     assert server.process.wait(WAIT) == 128 + number
     assert not list(server.folder.glob("chat.db-*"))
-    server.db = server.open_database()
-    assert len(server.contents()) >= 10_020
+    stored = server.open_database().execute("SELECT max(id) FROM messages").fetchone()
+    assert stored >= (20,)
 
 
-def test_a_reader_of_chat_db_blocks_neither_writers_nor_sigint(server):
+def test_a_reader_of_chat_db_does_not_block_writers(server):
     client = server.connect()
     send(client, "one", "a-0")
     server.db.execute("BEGIN")
     assert server.contents() == ["one"]  # a reading transaction has begun
     assert send(client, "two", "a-1") is None
-    server.open_database().execute("BEGIN IMMEDIATE")
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(WAIT) == 128 + signal.SIGINT
-    server.db.execute("COMMIT")
-    assert server.contents() == ["one", "two"]
-
-
-def test_stopping_during_a_select_leaves_a_complete_chat_db(tmp_path):
-    program = f"import runpy; app = runpy.run_path({APP!r}); db = app['db']\n"
-    program += "db.execute('INSERT INTO messages VALUES (1, 2, 3)')\n"
-    program += "rows = db.execute('SELECT * FROM messages'); app['stop'](15, None)"
-    assert Popen([sys.executable, "-c", program], cwd=tmp_path).wait(WAIT) == 128 + 15
-    assert os.listdir(tmp_path) == ["chat.db"]
 
 
 def test_an_address_is_never_shared_and_errors_name_it(start_server):
@@ -650,30 +608,20 @@ def test_an_address_is_never_shared_and_errors_name_it(start_server):
         message = f"cannot listen on localhost:{port}: "
         with pytest.raises(AssertionError, match=message) as error:
             start_server(PORT=port)
+        assert "a port and a folder of its own" in str(error.value)
         assert "Traceback" not in str(error.value)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 127.0.0.2")
 def test_only_this_computer_can_connect_unless_chat_host_is_set(start_server):
-    for host, bound in {"": "127.0.0.1", "127.0.0.5": "127.0.0.5"}.items():
+    for host in "", "127.0.0.5":
         server = start_server(CHAT_HOST=host, HOST="x86_64-conda-linux-gnu")
-        assert server.address[0] == bound
+        assert server.address[0] == (host or "localhost")
         assert urllib.request.urlopen(server.url).status == 200
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", server.address[1]))
     server = start_server(CHAT_HOST="0.0.0.0")
     socket.create_connection(("127.0.0.2", server.address[1])).close()
-
-
-def test_broken_packets_do_not_disturb_other_clients(server):
-    client = server.open_websocket()
-    broken = "x", "42", "42[", "42{}", "44", "451-", '421["unknown"]', f'42["{EVENT}"]'
-    for packet in (*broken, f'42["{"x" * 2_000_000}"]'):
-        with suppress(OSError):  # too long a packet drops the connection
-            server.open_websocket().send(packet)
-    server.open_websocket()  # by now the server has read all of them
-    client.send(f'421["{EVENT}","hello","a-0"]')
-    assert next_message(client) == ["hello", 1]
 
 
 # The page
@@ -701,18 +649,18 @@ def test_two_pages_chat_and_load_nothing_from_other_servers(server, open_page):
     expect_messages(one, "<b>hello</b>", "merhaba 👋 שלום")
     assert "polling" not in str(requests)
     if CLIENT.exists():
-        assert requests == {f"{server.url}/", f"{server.url}/socket.io.min.js"}
+        assert requests == {f"{server.url}/", f"{server.url}/socket.io.js"}
         assert errors == []
 
 
 def test_socket_io_comes_from_the_cdn_or_an_error_is_shown(open_page):
     page = open_page(None)
-    page.route("**/socket.io.min.js", lambda route: route.abort())
+    page.route("**/socket.io.js", lambda route: route.abort())
     page.goto("/")
     expect(page.locator("body > main")).to_contain_text("go online, or run “npm")
-    page.unroute("**/socket.io.min.js")
+    page.unroute("**/socket.io.js")
     if CLIENT.exists():
-        page.route("/socket.io.min.js", lambda route: route.abort())
+        page.route("/socket.io.js", lambda route: route.abort())
         cors = {"Access-Control-Allow-Origin": "*"}
         page.route(CDN, lambda route: route.fulfill(path=CLIENT, headers=cors))
     page.reload()
@@ -723,11 +671,10 @@ def test_socket_io_comes_from_the_cdn_or_an_error_is_shown(open_page):
 
 def test_text_typed_before_the_client_has_loaded_is_kept(open_page):
     page, held = open_page(None), []
-    page.route("/socket.io.min.js", lambda route: held.append(route))
+    page.route("/socket.io.js", lambda route: held.append(route))
     page.goto("/", wait_until="commit")
     submit(page, "early")
     until(lambda: page.evaluate("document.readyState") == "loading" and held)
-    expect_status(page, "connecting")
     expect(page.locator("#input")).to_have_value("early")
     held[0].continue_()
     expect_status(page, "connected")
@@ -743,7 +690,7 @@ def test_rejected_messages_show_why_and_waiting_ones_ask_before_closing(open_pag
     page.evaluate("input.value = 'half an emoji \\ud83d'; form.requestSubmit()")
     submit(page, "next")
     expect_messages(page, "next")
-    expect(page.get_by_role("alert")).to_contain_text("Rejected: ")
+    expect(page.locator("[aria-live] .rejected")).to_contain_text("10,000 whole")
     assert page.evaluate(markers) == [['"1\u2002"', "none"], ["none", "none"]]
     page.reload()
     expect_messages(page, "next")
@@ -757,13 +704,10 @@ def test_rejected_messages_show_why_and_waiting_ones_ask_before_closing(open_pag
 
 def test_screen_readers_announce_new_messages_but_not_the_history(server, open_page):
     server.add_history(300)
-    client, page = server.open_websocket({"serverOffset": 300}), open_page(None)
+    page = open_page(None)
     open_and_stop_the_clock(page)
     expect(messages(page)).to_have_count(300)
-    page.clock.run_for(4000)
-    client.send(f'421["{EVENT}","new","a-0"]')
-    expect(messages(page)).to_have_count(301)
-    page.clock.run_for(500)
+    page.clock.run_for(4500)
     assert not page.evaluate("messages.ariaLive")
     page.clock.run_for(1000)
     assert page.evaluate("messages.ariaLive") == "polite"
@@ -796,7 +740,6 @@ def test_readers_stay_at_the_end_or_where_they_have_scrolled_to(server, open_pag
     page.evaluate("main.scrollTo(0, 500)")
     send(client, "new", "a-0")
     expect(messages(page)).to_have_count(5)
-    assert not at_the_end(page)
     assert page.evaluate("main.scrollTop") == 500
     server.kill()
     expect_status(page, "reconnecting")
@@ -835,14 +778,3 @@ def test_the_keyboard_is_enough_and_blank_messages_are_not_sent(open_page):
     for key in "Shift+Tab", "Shift+Tab", "Enter":  # the invalid input has the focus
         page.keyboard.press(key)
     expect_status(page, "disconnected")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_labels_of_buttons_are_visible_in_high_contrast_mode(open_page, scheme):
-    page = open_page(forced_colors="active", color_scheme=scheme)
-    buttons = page.get_by_role("button")
-    expect(buttons).to_have_text(["Disconnect", "Send"])
-    for button in buttons.all():
-        picture = button.screenshot()
-        button.evaluate("b => b.textContent = [...b.textContent].reverse().join('')")
-        assert button.screenshot() != picture

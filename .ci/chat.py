@@ -37,8 +37,8 @@ server = subprocess.Popen(
 try:
     lines = (re.search(r"http://\S+", line) for line in server.stdout)
     url = next(filter(None, lines))[0]
-    assert url == "http://127.0.0.1:3000", url
-    chat("http://localhost:3000")
+    assert url == "http://localhost:3000", url
+    chat(url)
 finally:
     os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
     server.wait(10)

@@ -1,8 +1,8 @@
 """Socket.IO tutorial, step 8: a chat that delivers each message exactly once.
 
 It keeps the order and the names of https://socket.io/docs/v4/tutorial/step-8. Two marks say what differs:
-"Exactly once" marks what the guarantee needs: without it, messages are lost, duplicated or out of order;
-"Unlike the tutorial" marks what is there for speed, load, safety or usability.
+"Exactly once" marks code without which messages are lost, duplicated or out of order;
+"Unlike the tutorial" marks code that is there for speed, load, safety or usability.
 
 Everything runs in one thread, in which each connection and each replay has a task. eventlet switches tasks
 only in sio.sleep and while a task waits for the network, never inside a sqlite3 call (all tasks wait) or
@@ -19,7 +19,7 @@ import eventlet.wsgi
 import socketio
 
 # open the database file
-# Exactly once: have each INSERT committed (isolation_level=None), or a restart loses acknowledged messages.
+# Exactly once: commit each INSERT at once (isolation_level=None), or a restart loses acknowledged messages.
 db = sqlite3.connect("chat.db", isolation_level=None)
 # Unlike the tutorial: use a write-ahead log, so that a program that reads chat.db does not block writing.
 db.execute("PRAGMA journal_mode = WAL")
@@ -77,7 +77,7 @@ def chat_message(sid, msg, client_offset):
     try:
         sql = "INSERT INTO messages (content, client_offset) VALUES (?, ?)"
         result = db.execute(sql, (msg, client_offset))
-    except sqlite3.IntegrityError:  # UNIQUE is the table's only constraint
+    except sqlite3.IntegrityError:  # only the UNIQUE constraint can fail
         # the message was already inserted, so we notify the client
         return
     # Exactly once: let no other task run between INSERT and emit. A replay that ends in between would
@@ -115,7 +115,7 @@ def replay(sid, auth):
         sio.sleep(0)
 
 
-# Unlike the tutorial: below, keep the server up under load, after connection resets and without a terminal.
+# Unlike the tutorial: the code below survives load, connection resets and a closed terminal.
 class Protocol(eventlet.wsgi.HttpProtocol):
     def get_environ(self):
         # do not compress WebSocket messages (each would be compressed for each client), and print no errors
@@ -132,7 +132,7 @@ class Protocol(eventlet.wsgi.HttpProtocol):
 
 
 def stop(number, frame):
-    """Exit at once, after merging chat.db-wal into chat.db (unless another program is using them)."""
+    """Merge chat.db-wal into chat.db (if no other program is using them), and exit at once."""
     db.close()
     os._exit(128 + number)  # KeyboardInterrupt would only end the task that is running
 
@@ -148,7 +148,7 @@ if __name__ == "__main__":
     except (OSError, OverflowError, ValueError) as e:
         hint = "check CHAT_HOST and PORT; a second server needs a port and a folder of its own"
         raise SystemExit(f"cannot listen on {host}:{port}: {e} ({hint})")
-    # send each packet at once, or an acknowledgement waits 40 ms behind its broadcast
+    # send each packet at once, or an acknowledgement may wait 40 ms behind the broadcast
     listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     print(f"server running at http://{host}:{listener.getsockname()[1]}", flush=True)
     limit = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 256  # Windows

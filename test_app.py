@@ -162,7 +162,7 @@ def until(condition):
     """Return when the condition holds; fail after WAIT seconds."""
     deadline = time.monotonic() + WAIT
     while not condition():
-        assert time.monotonic() < deadline, "the condition does not hold"
+        assert time.monotonic() < deadline, f"still false after {WAIT} s"
         time.sleep(0.02)
 
 
@@ -365,7 +365,7 @@ def test_messages_arrive_in_order_after_five_dropped_connections(open_page):
 
 
 # After the computer's sleep, the client sends "one" twice: from sendBuffer and from the retry queue. Its second
-# acknowledgement arrives while "two" is first in the queue, and must not remove it: the first "two" is lost.
+# acknowledgement arrives while "two" is first in the queue, and must not remove "two", whose first copy is lost.
 def test_messages_arrive_once_and_in_order_after_sleep(open_page):
     page = open_page(None)
     lost = lambda packet: '"two"' in packet and sent.count("two") < 2
@@ -428,7 +428,7 @@ def test_messages_arrive_once_and_in_order_despite_drops_and_kills(server, open_
 # No client blocks the others, and nothing stops the server
 
 
-def test_a_locked_database_blocks_no_client_and_no_message_is_acknowledged(server):
+def test_a_locked_database_blocks_no_client_and_loses_no_message(server):
     ws = server.open_websocket()
     server.db.execute("BEGIN IMMEDIATE")
     for i in range(20):  # with sqlite3's default timeout, each would wait for 5 s
@@ -584,7 +584,7 @@ def test_sigint_and_sigterm_exit_at_once_and_leave_a_complete_chat_db(server, nu
         ws.send(f'42["{EVENT}","under load","a-{i}"]')
     next_ids(ws, 20)
     server.db.close()
-    for _ in range(9):  # even if Ctrl-C is pressed twice
+    for _ in range(9):  # Ctrl-C may be pressed more than once
         server.process.send_signal(number)
     assert server.process.wait(WAIT) == 128 + number
     assert not list(server.folder.glob("chat.db-*"))
@@ -603,7 +603,7 @@ def test_a_reader_of_chat_db_does_not_block_writers(server):
 def test_an_address_is_never_shared_and_errors_name_it(start_server):
     first = start_server()
     first.kill()
-    taken = first.start().env["PORT"]  # by default, eventlet shares it, but not port 0
+    taken = first.start().env["PORT"]  # eventlet would share it, but never port 0
     for port in taken, "x", "99999":
         message = f"cannot listen on localhost:{port}: "
         with pytest.raises(AssertionError, match=message) as error:
@@ -612,7 +612,7 @@ def test_an_address_is_never_shared_and_errors_name_it(start_server):
         assert "Traceback" not in str(error.value)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 127.0.0.2")
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 may not exist")
 def test_only_this_computer_can_connect_unless_chat_host_is_set(start_server):
     for host in "", "127.0.0.5":
         server = start_server(CHAT_HOST=host, HOST="x86_64-conda-linux-gnu")

@@ -19,7 +19,7 @@ import eventlet.wsgi
 import socketio
 
 # open the database file
-# Exactly once: commit each INSERT at once (isolation_level=None), or a restart loses acknowledged messages.
+# Exactly once: commit each INSERT at once (isolation_level=None), or kill -9 loses acknowledged messages.
 db = sqlite3.connect("chat.db", isolation_level=None)
 # Unlike the tutorial: use a write-ahead log, so that a program that reads chat.db does not block writing.
 db.execute("PRAGMA journal_mode = WAL")
@@ -35,11 +35,10 @@ db.execute("""
 # all clients wait meanwhile. Do not set 0: an INSERT that fails is retried only after 10 s (ackTimeout).
 db.execute("PRAGMA busy_timeout = 100")
 
-# Unlike the tutorial: let clients take turns, or one that sends many messages blocks the others. By default,
-# each message gets a task of its own. With async_handlers=False, each client has one task for all of its
-# messages, and sio.sleep(0) in chat_message ends the client's turn.
+# Unlike the tutorial: give each client one task for all its messages. By default, each message has its own
+# task: a client that sends 1,000 messages at once gets 1,000 turns before other clients get their next one.
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
-here = os.path.dirname(__file__)
+here = os.path.dirname(os.path.abspath(__file__))
 static_files = {
     "/": f"{here}/index.html",
     "/socket.io.js": f"{here}/node_modules/socket.io-client/dist/socket.io.js",
@@ -50,9 +49,11 @@ app = socketio.WSGIApp(sio, static_files=static_files)
 @sio.event
 def connect(sid, environ, auth):
     """Start the replay for a client that connects. It mirrors `io.on('connection', ...)`."""
-    # Exactly once: start the replay as a background task, last in connect, so that it begins after the answer
-    # to the client's CONNECT packet. Until then, the client buffers incoming messages without noting their
-    # ids: if the connection drops meanwhile, the next replay sends them again, and both copies are shown.
+    # Exactly once: start the replay as a background task, last in connect. A new task waits for its turn, so
+    # the client's CONNECT packet is answered first. Until then, the client buffers incoming messages without
+    # noting their ids: if the connection drops meanwhile, the next replay sends them again, and both copies
+    # are shown. Do not use always_connect=True for this: a client that this function rejects would get a
+    # DISCONNECT packet with data, take it for a parse error, and reconnect once a second forever.
     sio.start_background_task(replay, sid, auth)
 
 
@@ -68,7 +69,7 @@ def chat_message(sid, msg, client_offset):
     Return the acknowledgement: None, or {"error": str} if the message or its client offset is rejected.
     Raise sqlite3.Error if the message cannot be stored now: nothing to do, just let the client retry.
     """
-    sio.sleep(0)
+    sio.sleep(0)  # let other clients and replays take their turns
     # Exactly once: reject a null client offset, because UNIQUE allows many nulls: each retry would be stored.
     # Reject a lone surrogate (half an emoji), because sqlite3 cannot store it: the client would retry the
     # message forever, and send no other. The limit of 10,000 characters only reduces the load.
@@ -91,7 +92,8 @@ def chat_message(sid, msg, client_offset):
 def replay(sid, auth):
     """Replay what a client missed, then let it join the broadcast. It mirrors `if (!socket.recovered)`.
 
-    auth: {"serverOffset": id of the last message received}; anything but 1 to 18 digits counts as 0.
+    auth: {"serverOffset": id of the last message received}; anything but 1 to 18 digits counts as 0, because
+    19 could overflow SQLite's integers.
     """
     server_offset = auth.get("serverOffset") if isinstance(auth, dict) else 0
     digits = re.fullmatch(r"[0-9]{1,18}", str(server_offset))
@@ -115,10 +117,12 @@ def replay(sid, auth):
         sio.sleep(0)
 
 
-# Unlike the tutorial: the code below survives load, connection resets and a closed terminal.
+# Unlike the tutorial: the code below keeps the server running under load, after connection resets, and after
+# its terminal was closed (if it was started with `&`). Of it, the guarantee needs only reuse_port=False.
 class Protocol(eventlet.wsgi.HttpProtocol):
     def get_environ(self):
-        # do not compress WebSocket messages (each would be compressed for each client), and print no errors
+        # do not compress WebSocket messages, because each would be compressed for each client; send errors to
+        # eventlet's log, which prints nothing (log_output=False)
         changes = {"HTTP_SEC_WEBSOCKET_EXTENSIONS": "", "wsgi.errors": self.server.log}
         return super().get_environ() | changes
 
@@ -126,7 +130,7 @@ class Protocol(eventlet.wsgi.HttpProtocol):
         """Print nothing: once the terminal is closed, printing raises an exception that stops the server."""
 
     def finish(self):
-        # close rfile, which eventlet leaves open after a reset: the server stops when no descriptor is free
+        # close rfile, which eventlet leaves open after a reset: once no descriptor is left, the server stops
         with self.rfile:
             super().finish()
 
@@ -134,7 +138,7 @@ class Protocol(eventlet.wsgi.HttpProtocol):
 def stop(number, frame):
     """Merge chat.db-wal into chat.db (if no other program is using them), and exit at once."""
     db.close()
-    os._exit(128 + number)  # KeyboardInterrupt would only end the task that is running
+    os._exit(128 + number)  # under load, KeyboardInterrupt only ends the running task
 
 
 if __name__ == "__main__":
@@ -148,9 +152,9 @@ if __name__ == "__main__":
     except (OSError, OverflowError, ValueError) as e:
         hint = "check CHAT_HOST and PORT; a second server needs a port and a folder of its own"
         raise SystemExit(f"cannot listen on {host}:{port}: {e} ({hint})")
-    # send each packet at once, or an acknowledgement may wait 40 ms behind the broadcast
-    listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    print(f"server running at http://{host}:{listener.getsockname()[1]}", flush=True)
+    listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # or acknowledgements wait 40 ms
+    shown = "localhost" if host == "0.0.0.0" else host  # Firefox refuses 0.0.0.0
+    print(f"server running at http://{shown}:{listener.getsockname()[1]}", flush=True)
     limit = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 256  # Windows
     max_size = limit - 32 if limit > 0 else 10_000  # -1 means no limit
     eventlet.wsgi.server(

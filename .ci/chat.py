@@ -1,4 +1,4 @@
-"""Run the README's first block as it stands, until its page has chatted in Chromium."""
+"""Run a shell command that starts the server, until its page has chatted in Chromium."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 from playwright.sync_api import Error, expect, sync_playwright
 
@@ -22,14 +23,15 @@ def chat(url):
         one, other = browser.new_page(), browser.new_page()
         one.goto(url)
         other.goto(url)
-        one.fill("#input", "hello")
+        hello = f"hello {time.time()}"  # chat.db may hold older messages
+        one.fill("#input", hello)
         one.press("#input", "Enter")
-        expect(other.locator("#messages li").last).to_have_text("hello", timeout=30_000)
+        expect(other.locator("#messages li").last).to_have_text(hello, timeout=30_000)
         browser.close()
 
 
 server = subprocess.Popen(
-    ["bash", "-c", sys.argv[1]],
+    ["bash", "-ec", sys.argv[1]],
     stdout=subprocess.PIPE,
     text=True,
     start_new_session=True,

@@ -1,5 +1,6 @@
 // This compares the tutorial's server and client settings with ours, in turn, in ROUNDS (default 5) rounds, and
-// prints the README's table. The exit status is 1 if ours loses a message, or shows one twice or out of order.
+// prints the README's table. The exit status is 1 if ours loses a message, or shows one twice or out of order, or
+// if the comparison does not reach its end.
 // With OWN_TIMEOUTS=1, the clients have the tutorial's timeouts, which are longer.
 const { spawn } = require('node:child_process');
 const { once } = require('node:events');
@@ -19,24 +20,26 @@ const TIMEOUTS = process.env.OWN_TIMEOUTS ? { ackTimeout: 10_000 }
 const random = (n) => Math.floor(Math.random() * n);
 const repeat = async (times, action) => { for (let i = 0; i < times; i++) await action(i); };
 
-/** Wait for the condition, 60 s at most, and return whether it holds. */
+/** Return when the condition holds; fail after 60 s. */
 async function until(condition) {
-  for (const end = Date.now() + 60_000; !condition() && Date.now() < end;) await sleep(1);
-  return condition();
+  for (const end = Date.now() + 60_000; !condition(); await sleep(1)) {
+    if (Date.now() > end) throw new Error(`still false after 60 s: ${condition}`);
+  }
 }
 
-/** Start a server on a free port, in a new folder. */
-async function startServer([program, file]) {
+/** Return a server that can be started, with a free port and a new folder. */
+async function createServer([program, file]) {
   const probe = net.createServer().listen(0), { port } = probe.address();
   await once(probe.close(), 'close');
   const server = { port, cwd: mkdtempSync(`${tmpdir()}/compare-`) };
   server.start = async () => {
     const env = { ...process.env, PORT: port, PYTHONWARNINGS: 'ignore' };
     server.process = spawn(program, [file], { cwd: server.cwd, env, stdio: ['ignore', 'pipe', 'inherit'] });
-    await once(server.process.stdout, 'data'); // "server running at ..."
+    server.exit = once(server.process, 'exit');
+    const failure = server.exit.then(() => { throw new Error(`${program} ${file} ended: follow the README's steps`); });
+    await Promise.race([once(server.process.stdout, 'data'), failure]); // "server running at ..."
   };
-  server.kill = () => { server.process.kill('SIGKILL'); return once(server.process, 'exit'); };
-  await server.start();
+  server.kill = () => { server.process.kill('SIGKILL'); return server.exit; };
   return server;
 }
 
@@ -59,20 +62,20 @@ async function countFaults(server, options) {
   }).listen(0);
   const clients = Array.from({ length: 8 }, () => connect(proxy.address().port, 0, { ...TIMEOUTS, ...options }));
   const isOurs = options === SIDES.ours.options;
-  let answers = 0, counter = 0;
-  const write = async () => {
-    for (const [page, socket] of clients.entries()) {
-      written.push(`${counter} of page ${page}`);
-      socket.emit(EVENT, written.at(-1), `${isOurs ? page : socket.id}-${counter}`, () => answers++);
-    }
-    counter++;
+  const counters = clients.map(() => 0);
+  let answers = 0;
+  // each client writes at its own pace, and counts its own messages
+  const write = (count) => Promise.all(clients.map((socket, page) => repeat(count, async () => {
+    const counter = counters[page]++;
+    written.push(`${counter} of page ${page}`);
+    socket.emit(EVENT, written.at(-1), `${isOurs ? page : socket.id}-${counter}`, () => answers++);
     await sleep(random(200));
-  };
+  })));
   const dropOne = async () => { await sleep(50 + random(50)); [...connections][random(connections.size)]?.(); };
   const restart = async () => { await sleep(700 + random(500)); await server.kill(); await server.start(); };
-  await Promise.all([repeat(50, write), repeat(40, dropOne), repeat(3, restart)]);
+  await Promise.all([write(50), repeat(40, dropOne), repeat(3, restart)]);
   await until(() => clients.every((socket) => socket.connected));
-  await repeat(10, write); // no replay can deliver these messages: they show whether the broadcast works
+  await write(10); // no replay can deliver these messages: they show whether the broadcast works
   await until(() => answers >= written.length);
   const last = ({ received }) => Math.max(...received.map(({ id }) => id));
   await until(() => new Set(clients.map(last)).size === 1);
@@ -101,9 +104,7 @@ async function measureSpeeds({ port }) {
     await until(() => sockets.every((socket) => socket.connected));
   };
   const send = (socket, times) => repeat(times, () => socket.emitWithAck(EVENT, 'hello world', `${counter++}`));
-  const receive = async (count) => {
-    if (!await until(() => sockets.every(({ received }) => received.length >= count))) throw new Error('messages are missing');
-  };
+  const receive = (count) => until(() => sockets.every(({ received }) => received.length >= count));
   await connectAll(30);
   await measure('acknowledgements a second, 30 senders', 3000, () => Promise.all(sockets.map((socket) => send(socket, 100))));
   await connectAll(200);
@@ -114,18 +115,23 @@ async function measureSpeeds({ port }) {
 }
 
 (async () => {
+  process.exitCode = 1;
   const rounds = +process.env.ROUNDS || 5, rows = {};
   for (let round = 0; round < rounds; round++) {
     for (const side of round % 2 ? ['ours', 'tutorial'] : ['tutorial', 'ours']) {
-      const { command, options } = SIDES[side], server = await startServer(command);
-      for (const measure of [countFaults, measureSpeeds]) {
-        for (const [name, value] of Object.entries(await measure(server, options))) {
-          rows[name] ??= { tutorial: [], ours: [], isFault: measure === countFaults };
-          rows[name][side].push(value);
+      const { command, options } = SIDES[side], server = await createServer(command);
+      try {
+        await server.start();
+        for (const measure of [countFaults, measureSpeeds]) {
+          for (const [name, value] of Object.entries(await measure(server, options))) {
+            rows[name] ??= { tutorial: [], ours: [], isFault: measure === countFaults };
+            rows[name][side].push(value);
+          }
         }
+      } finally {
+        await server.kill();
+        rmSync(server.cwd, { recursive: true });
       }
-      await server.kill();
-      rmSync(server.cwd, { recursive: true });
     }
     console.error(`round ${round + 1} of ${rounds}`);
   }
@@ -134,6 +140,6 @@ async function measureSpeeds({ port }) {
   for (const [name, { tutorial, ours, isFault }] of Object.entries(rows)) {
     const ratios = ours.map((value, i) => value / tutorial[i]).sort((a, b) => a - b);
     console.log([name, ...isFault ? [range(tutorial), range(ours)] : [1, ratios[rounds >> 1].toFixed(2)]].join(' | '));
-    if (isFault && Math.max(...ours)) process.exitCode = 1;
   }
+  process.exitCode = Object.values(rows).some(({ isFault, ours }) => isFault && Math.max(...ours)) ? 1 : 0;
 })();

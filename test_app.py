@@ -502,7 +502,7 @@ def test_more_clients_than_descriptors_do_not_stop_the_chat(start_server):
 
 @pytest.mark.parametrize("sysconf", ["del os.sysconf", "os.sysconf = lambda name: -1"])
 def test_the_server_starts_where_the_descriptor_limit_is_unknown(start_server, sysconf):
-    server = start_server(first=f"import os; {sysconf}")
+    server = start_server(first=f"import asyncio, os; {sysconf}")  # asyncio uses it
     assert urllib.request.urlopen(server.url).status == 200
 
 

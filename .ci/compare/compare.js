@@ -36,7 +36,9 @@ async function createServer([program, file]) {
     const env = { ...process.env, PORT: port, PYTHONWARNINGS: 'ignore' };
     server.process = spawn(program, [file], { cwd: server.cwd, env, stdio: ['ignore', 'pipe', 'inherit'] });
     server.exit = once(server.process, 'exit');
-    const failure = server.exit.then(() => { throw new Error(`${program} ${file} ended: follow the README's steps`); });
+    const failure = server.exit.then(() => {
+      throw new Error(`${file} did not start: run the README's other blocks first (sqlite3 needs a C++ compiler)`);
+    });
     await Promise.race([once(server.process.stdout, 'data'), failure]); // "server running at ..."
   };
   server.kill = () => { server.process.kill('SIGKILL'); return server.exit; };

@@ -35,8 +35,8 @@ db.execute("""
 # all clients wait meanwhile. Do not set 0: an INSERT that fails is retried only after 10 s (ackTimeout).
 db.execute("PRAGMA busy_timeout = 100")
 
-# Unlike the tutorial: give each client one task for all its messages. By default, each message has its own
-# task: a client that sends 1,000 messages at once gets 1,000 turns before other clients get their next one.
+# Unlike the tutorial: give each client one task for all its messages, whose turn ends at sio.sleep(0). By
+# default, each message has its own task: a client that sends 1,000 messages at once gets 1,000 turns.
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(os.path.abspath(__file__))
 static_files = {
@@ -52,7 +52,7 @@ def connect(sid, environ, auth):
     # Exactly once: start the replay as a background task, last in connect. A new task waits for its turn, so
     # the client's CONNECT packet is answered first. Until then, the client buffers incoming messages without
     # noting their ids: if the connection drops meanwhile, the next replay sends them again, and both copies
-    # are shown. Do not use always_connect=True for this: a client that this function rejects would get a
+    # are shown. Do not use always_connect=True for this: if connect returned False, the client would get a
     # DISCONNECT packet with data, take it for a parse error, and reconnect once a second forever.
     sio.start_background_task(replay, sid, auth)
 
@@ -104,7 +104,7 @@ def replay(sid, auth):
             sql = "SELECT id, content FROM messages WHERE id > ? ORDER BY id LIMIT 50"
             rows = db.execute(sql, (server_offset,)).fetchall()
         except sqlite3.Error as e:
-            # Exactly once: try again, or a client that connects while chat.db is unreadable gets no messages.
+            # Exactly once: try again, or the client gets no messages, even when chat.db is readable again.
             sio.logger.error("cannot read chat.db: %s (trying again)", e)
             sio.sleep(1)
             continue
@@ -118,7 +118,7 @@ def replay(sid, auth):
 
 
 # Unlike the tutorial: the code below keeps the server running under load, after connection resets, and after
-# its terminal was closed (if it was started with `&`). Of it, the guarantee needs only reuse_port=False.
+# its terminal was closed (if it was started with `&`). The guarantee needs only its reuse_port=False.
 class Protocol(eventlet.wsgi.HttpProtocol):
     def get_environ(self):
         # do not compress WebSocket messages, because each would be compressed for each client; send errors to

@@ -726,7 +726,7 @@ def test_screen_readers_announce_new_messages_but_not_the_history(server, open_p
 def test_ten_thousand_messages_are_not_scrolled_one_by_one(server, open_page):
     server.add_history(10_000)
     page = open_page(None)
-    page.add_init_script("""window.scrolls = 0;
+    page.add_init_script("""window.scrolls = 0;  // count them, and end an endless test
         for (const owner of [window, Element.prototype]) owner.scrollTo = (f =>
             function () { f.apply(this, arguments); if (++scrolls > 999) socket.disconnect(); }
         )(owner.scrollTo);

@@ -35,7 +35,7 @@ db.execute("""
 # all clients wait meanwhile. Do not set 0: an INSERT that fails is retried only after 10 s (ackTimeout).
 db.execute("PRAGMA busy_timeout = 100")
 
-# Unlike the tutorial: give each client one task for all its messages, whose turn ends at sio.sleep(0). By
+# Unlike the tutorial: handle a client's messages in one task, whose turn ends at each sio.sleep(0). By
 # default, each message has its own task: a client that sends 1,000 messages at once gets 1,000 turns.
 sio = socketio.Server(async_mode="eventlet", async_handlers=False)
 here = os.path.dirname(os.path.abspath(__file__))

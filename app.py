@@ -117,8 +117,8 @@ def replay(sid, auth):
         sio.sleep(0)
 
 
-# Unlike the tutorial: the code below keeps the server running under load, after connection resets, and after
-# its terminal was closed (if it was started with `&`). The guarantee needs only its reuse_port=False.
+# Unlike the tutorial: the code below keeps the server running under load, after connection resets, and (if it
+# was started with `&`) after `exit` has closed its terminal. The guarantee needs only its reuse_port=False.
 class Protocol(eventlet.wsgi.HttpProtocol):
     def get_environ(self):
         # do not compress WebSocket messages, because each would be compressed for each client; send errors to

@@ -150,7 +150,7 @@ if __name__ == "__main__":
         # Exactly once: do not share the port with a second server (eventlet would), or clients miss messages.
         listener = eventlet.listen((host, int(port)), reuse_port=False, backlog=4096)
     except (OSError, OverflowError, ValueError) as e:
-        hint = "check CHAT_HOST and PORT; a second server needs a port and a folder of its own"
+        hint = "check CHAT_HOST and PORT; a second server needs its own port and current directory"
         raise SystemExit(f"cannot listen on {host}:{port}: {e} ({hint})")
     listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # or acknowledgements wait 40 ms
     shown = "localhost" if host == "0.0.0.0" else host  # Firefox refuses 0.0.0.0

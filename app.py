@@ -19,7 +19,7 @@ import eventlet.wsgi
 import socketio
 
 # open the database file
-# Exactly once: commit each INSERT at once (isolation_level=None), or kill -9 loses acknowledged messages.
+# Exactly once: autocommit each INSERT (isolation_level=None), or kill -9 loses acknowledged messages.
 db = sqlite3.connect("chat.db", isolation_level=None)
 # Unlike the tutorial: use a write-ahead log, so that a program that reads chat.db does not block writing.
 db.execute("PRAGMA journal_mode = WAL")
@@ -48,7 +48,7 @@ app = socketio.WSGIApp(sio, static_files=static_files)
 
 @sio.event
 def connect(sid, environ, auth):
-    """Start the replay for a client that connects. It mirrors `io.on('connection', ...)`."""
+    """Start the replay for a client that connects. This mirrors `io.on('connection', ...)`."""
     # Exactly once: start the replay as a background task, last in connect. A new task waits for its turn, so
     # the client's CONNECT packet is answered first. Until then, the client buffers incoming messages without
     # noting their ids: if the connection drops meanwhile, the next replay sends them again, and both copies
@@ -64,7 +64,7 @@ def is_valid(text):
 
 @sio.on("sohbet mesajı")
 def chat_message(sid, msg, client_offset):
-    """Store and broadcast a message. It mirrors `socket.on('sohbet mesajı', ...)`.
+    """Store and broadcast a message. This mirrors `socket.on('sohbet mesajı', ...)`.
 
     Return the acknowledgement: None, or {"error": str} if the message or its client offset is rejected.
     Raise sqlite3.Error if the message cannot be stored now: nothing to do, just let the client retry.
@@ -90,7 +90,7 @@ def chat_message(sid, msg, client_offset):
 
 
 def replay(sid, auth):
-    """Replay what a client missed, then let it join the broadcast. It mirrors `if (!socket.recovered)`.
+    """Replay what a client missed, then let it join the broadcast. This mirrors `if (!socket.recovered)`.
 
     auth: {"serverOffset": id of the last message received}; anything but 1 to 18 digits counts as 0, because
     19 could overflow SQLite's integers.

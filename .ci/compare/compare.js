@@ -116,13 +116,13 @@ async function measureSpeeds({ port }) {
   const send = (socket, times) => repeat(times, () => socket.timeout(60_000).emitWithAck(EVENT, 'hello world', `${counter++}`));
   const receive = (count) => until(() => sockets.every(({ received }) => received.length >= count));
   await connectAll(30);
-  await measure('acknowledgements a second, 30 senders', 3000, () => Promise.all(sockets.map((socket) => send(socket, 100))));
+  await measure('acknowledgement speed (ratio), 30 senders', 3000, () => Promise.all(sockets.map((socket) => send(socket, 100))));
   await connectAll(200);
-  await measure('deliveries a second, 200 clients', 20_000, () => send(sockets[0], 100).then(() => receive(100)));
+  await measure('delivery speed (ratio), 200 clients', 20_000, () => send(sockets[0], 100).then(() => receive(100)));
   await connectAll(0);
   await sleep(1000); // let the server clean up after the 200 clients
   const replay = () => connectAll(1, 0).then(() => receive(3100));
-  await measure('replayed messages a second', 5 * 3100, () => repeat(5, replay));
+  await measure('replay speed (ratio)', 5 * 3100, () => repeat(5, replay));
   sockets[0].close();
   return result;
 }

@@ -50,10 +50,10 @@ app = socketio.WSGIApp(sio, static_files=static_files)
 def connect(sid, environ, auth):
     """Start the replay for a client that connects. This mirrors `io.on('connection', ...)`."""
     # Exactly once: start the replay as a background task, last in connect. A new task waits for its turn, so
-    # the client's CONNECT packet is answered first. Until then, the client buffers incoming messages without
-    # noting their ids: if the connection drops meanwhile, the next replay sends them again, and both copies
-    # are shown. Do not use always_connect=True for this: if connect returned False, the client would get a
-    # DISCONNECT packet with data, take it for a parse error, and reconnect once a second forever.
+    # the client's CONNECT packet is answered first. The client would buffer earlier messages without noting
+    # their ids: if the connection dropped meanwhile, the next replay would send them again, and both copies
+    # would be shown. Do not use always_connect=True for this: if connect returned False, the client would get
+    # a DISCONNECT packet with data, take it for a parse error, and reconnect once a second forever.
     sio.start_background_task(replay, sid, auth)
 
 

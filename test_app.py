@@ -1,7 +1,7 @@
 """Tests of `python app.py`, with Socket.IO test clients and with its page in a real Chromium.
 
-A raw packet begins with Engine.IO's digit (0 open, 2 ping, 3 pong, 4 message), then Socket.IO's: 40 is
-CONNECT and its answer, 42[...] an event, 427[...] an event that asks for acknowledgement 7, 437[...] its answer.
+A raw packet begins with Engine.IO's digit (0 open, 2 ping, 3 pong, 4 message). After 4 comes Socket.IO's:
+40 is CONNECT and its answer, 42[...] an event, 427[...] one that asks for acknowledgement 7, 437[...] its answer.
 """
 
 import json
@@ -41,7 +41,7 @@ class Server:
     """`python app.py` in a folder of its own; a restarted server keeps its port."""
 
     def __init__(self, cleanup, first="", files=None, **env):
-        """first: Python code to run before app.py; files: how many descriptors it may open."""
+        """first: Python code to run before app.py; files: the server's limit of descriptors."""
         self.folder = Path(cleanup.enter_context(TemporaryDirectory()))
         self.log = self.folder / "log"
         self.cleanup = cleanup
@@ -296,9 +296,9 @@ def test_invalid_messages_and_client_offsets_are_rejected(server):
 
 def test_a_client_gets_the_messages_after_its_server_offset(server):
     server.add_history(250)
-    no_number = "abc", "", None, True, [120], {"a": [[{}]]}, "\ud800", "١", float("nan")
-    no_number += -1, 1.5, 10**18, "9" * 9999  # a number has at most 18 digits
-    offsets = {0: no_number, 120: (120, "120"), 250: (250, "250", 10**18 - 1)}
+    invalid = "abc", "", None, True, [120], {"a": [[{}]]}, "\ud800", "١", float("nan")
+    invalid += -1, 1.5, 10**18, "9" * 9999  # an offset has at most 18 digits
+    offsets = {0: invalid, 120: (120, "120"), 250: (250, "250", 10**18 - 1)}
     auths = [(0, auth) for auth in (None, {}, True, 120, "serverOffset", [[]])]
     auths += [(last, {"serverOffset": i}) for last in offsets for i in offsets[last]]
     clients = [(last, server.open_websocket(auth)) for last, auth in auths]
@@ -307,7 +307,7 @@ def test_a_client_gets_the_messages_after_its_server_offset(server):
         assert next_ids(client, 251 - last) == [*range(last + 1, 252)]
 
 
-# While one client sends messages (each twice, as for a retry), 40 others send CONNECT, with server offsets of
+# While one client sends messages (each twice, as if retried), 40 others send CONNECT, with server offsets of
 # 0 to 975: their replays have different lengths, so they join the broadcast one after another.
 def test_connecting_clients_get_each_message_once_and_in_order(server):
     server.add_history(1000)
@@ -416,7 +416,7 @@ def test_messages_arrive_once_and_in_order_despite_drops_and_kills(server, open_
         expect_messages(page, *stored)
 
 
-# No client blocks the others, and nothing stops the server
+# Speed, load and safety
 
 
 def test_a_locked_database_blocks_clients_only_briefly_and_loses_no_message(server):
@@ -691,7 +691,7 @@ def test_text_typed_before_the_client_has_loaded_is_kept(open_page):
     expect_messages(page, "early")
 
 
-def test_rejected_messages_show_why_and_waiting_ones_ask_before_closing(open_page):
+def test_rejected_messages_show_why_and_closing_asks_if_messages_wait(open_page):
     markers = """[...document.querySelectorAll("li")].map(item =>
         ["::before", "::after"].map(where => getComputedStyle(item, where).content))"""
     page = open_page()
@@ -726,7 +726,7 @@ def test_screen_readers_announce_new_messages_but_not_the_history(server, open_p
 def test_ten_thousand_messages_are_not_scrolled_one_by_one(server, open_page):
     server.add_history(10_000)
     page = open_page(None)
-    page.add_init_script("""window.scrolls = 0;  // count them, and end an endless test
+    page.add_init_script("""window.scrolls = 0;  // count them, and disconnect after 999
         for (const owner of [window, Element.prototype]) owner.scrollTo = (f =>
             function () { f.apply(this, arguments); if (++scrolls > 999) socket.disconnect(); }
         )(owner.scrollTo);

@@ -37,7 +37,7 @@ async function createServer([program, file]) {
     server.process = spawn(program, [file], { cwd: server.cwd, env, stdio: ['ignore', 'pipe', 'inherit'] });
     server.exit = once(server.process, 'exit');
     const fail = () => {
-      throw new Error(`${file} did not start: run the README's other blocks first (sqlite3 needs a C++ compiler)`);
+      throw new Error(`${file} did not start: run the README's other blocks first (building sqlite3 needs a C++ compiler)`);
     };
     const limit = sleep(60_000, null, { ref: false });
     await Promise.race([once(server.process.stdout, 'data'), server.exit.then(fail, fail), limit.then(fail)]);
